@@ -1,0 +1,384 @@
+"""The blocks of RDPNet, each in its train form (several branches) and its deploy form (one convolution).
+
+A block is a sum of linear branches followed by ReLU. ``reparameterize()`` replaces the branches by the one convolution
+that equals their sum in evaluation; timm's tools find the method by its name. A block built with
+``inference_mode=True`` is born in its deploy form, and converts train-form weights as they are loaded.
+
+Source: Xu, Zhao, Xu, "RDPNet", Journal of Cloud Computing 11:54, 2022, section "RDPNet-Module".
+"""
+
+from collections import OrderedDict
+from typing import Any, Callable, Dict, List, Mapping, Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .reparam import (
+    Kernel,
+    add_kernels,
+    fuse_norm,
+    identity_weight,
+    pad_kernel,
+    permute_inputs,
+    shuffle_permutation,
+)
+
+__all__ = ["ChannelShuffle", "DepthBlock", "PointBlock", "RDPModule", "RepVGGBlock"]
+
+NormLayer = Callable[..., nn.Module]
+
+
+class _LoadsTrainForm(nn.Module):
+    """A module that, in its deploy form, takes train-form weights and converts them on the way in.
+
+    Subclasses pass the arguments of their train form; a twin built from these does the conversion, so that loading and
+    ``reparameterize()`` are one piece of algebra.
+    """
+
+    __jit_unused_properties__ = ["is_deployed"]
+
+    _train_form_args: Dict[str, Any]
+
+    def convert_state_dict(self, state_dict: Dict[str, Any], prefix: str) -> None:
+        """Replace this module's train-form entries of ``state_dict``, in place, by deploy-form ones.
+
+        Does nothing where this module is itself in the train form, or where there is nothing to convert.
+
+        Raises:
+            RuntimeError: the entries do not make up the train form of this module.
+        """
+        names = [name for name in state_dict if name.startswith(prefix)]
+        if not self.is_deployed or not any(".branches." in f".{name[len(prefix) :]}" for name in names):
+            return
+        entries = {name[len(prefix) :]: state_dict[name] for name in names}
+        dtype = next(tensor.dtype for tensor in entries.values() if tensor.is_floating_point())
+        twin = self._train_form_twin(entries)
+        try:
+            twin.load_state_dict(entries)
+        except RuntimeError as error:
+            raise RuntimeError(f"cannot convert the train-form weights of '{prefix.rstrip('.')}': {error}") from None
+        twin.reparameterize()
+        for name in names:
+            del state_dict[name]
+        for name, tensor in twin.state_dict().items():
+            state_dict[prefix + name] = tensor.to(dtype)
+
+    def _train_form_twin(self, entries: Mapping[str, Tensor]) -> "_LoadsTrainForm":
+        """A train-form module of this kind, in float64, for the weights ``entries``."""
+        return type(self)(**self._train_form_args, dtype=torch.float64)
+
+    @property
+    def is_deployed(self) -> bool:
+        """Whether this module is in its deploy form."""
+        raise NotImplementedError
+
+    def reparameterize(self) -> None:
+        """Change this module, in place, from its train form to its deploy form; nothing happens the second time."""
+        raise NotImplementedError
+
+    def _load_from_state_dict(self, state_dict: Dict[str, Any], prefix: str, *args: Any) -> None:
+        self.convert_state_dict(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class _ConvNorm(nn.Sequential):
+    """A convolution without bias and its batch norm."""
+
+    def __init__(self, conv: nn.Conv2d, norm: nn.Module) -> None:
+        super().__init__(OrderedDict(conv=conv, norm=norm))
+
+
+class _MultiBranchBlock(_LoadsTrainForm):
+    """``ReLU(sum of branches)``; one of ``branches`` and ``reparam_conv`` is there, the other is None.
+
+    A branch is a convolution with its norm, or a norm alone, which is an identity branch.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int,
+        dilation: int,
+        groups: int,
+        branches: Mapping[str, int],
+        inference_mode: bool,
+        norm_layer: NormLayer,
+        device: Optional[torch.device] = None,
+        dtype: Optional[torch.dtype] = None,
+    ) -> None:
+        """Build ``branches``, which maps a branch's name to its kernel size, 0 being the identity branch."""
+        super().__init__()
+        dd: Dict[str, Any] = {"device": device, "dtype": dtype}
+
+        def conv(size: int, bias: bool) -> nn.Conv2d:
+            return nn.Conv2d(
+                in_channels,
+                out_channels,
+                size,
+                stride=stride,
+                padding=size // 2 * dilation,
+                dilation=dilation if size > 1 else 1,
+                groups=groups,
+                bias=bias,
+                **dd,
+            )
+
+        self.branches: Optional[nn.ModuleDict] = None
+        self.reparam_conv: Optional[nn.Conv2d] = None
+        if inference_mode:
+            self.reparam_conv = conv(kernel_size, bias=True)
+        else:
+            self.branches = nn.ModuleDict(
+                {
+                    name: _ConvNorm(conv(size, bias=False), norm_layer(out_channels, **dd))
+                    if size
+                    else norm_layer(out_channels, **dd)
+                    for name, size in branches.items()
+                }
+            )
+        self.act = nn.ReLU(inplace=True)
+
+    @property
+    def is_deployed(self) -> bool:
+        """Whether the branches are merged into ``reparam_conv``."""
+        return self.reparam_conv is not None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, in_channels, H, W)`` to ``(N, out_channels, H / stride, W / stride)``, rounded up."""
+        if self.reparam_conv is not None:
+            return self.act(self.reparam_conv(x))
+        outputs: List[Tensor] = []
+        for branch in self.branches.values():  # TorchScript unrolls this loop, but no comprehension over modules
+            outputs.append(branch(x))
+        total = outputs[0]
+        for output in outputs[1:]:
+            total = total + output
+        return self.act(total)
+
+    def merged_kernel(self) -> Kernel:
+        """All branches as one kernel, in float64."""
+        main = next(iter(self.branches.values())).conv
+        return add_kernels(
+            *(pad_kernel(_branch_kernel(branch, main.groups), main.kernel_size[0]) for branch in self.branches.values())
+        )
+
+    def reparameterize(self) -> None:
+        """Merge the branches, in place, into one convolution; nothing happens the second time.
+
+        The convolution has the dtype, device, memory format and training flag of the block's first branch, and
+        requires a gradient if any parameter of the branches did.
+        """
+        if self.is_deployed:
+            return
+        main = next(iter(self.branches.values())).conv
+        kernel = self.merged_kernel()
+        conv = nn.Conv2d(
+            main.in_channels,
+            main.out_channels,
+            main.kernel_size,
+            stride=main.stride,
+            padding=main.padding,
+            dilation=main.dilation,
+            groups=main.groups,
+            device="meta",
+        ).train(self.training)
+        conv.weight = nn.Parameter(torch.empty_like(main.weight).copy_(kernel.weight))  # keeps the memory format
+        conv.bias = nn.Parameter(kernel.bias.to(main.weight))
+        conv.requires_grad_(any(parameter.requires_grad for parameter in self.branches.parameters()))
+        self.branches = None
+        self.reparam_conv = conv
+
+
+def _branch_kernel(branch: nn.Module, groups: int) -> Kernel:
+    """One branch, a convolution and its norm or a norm alone, as a kernel of its own size."""
+    is_identity = not isinstance(branch, _ConvNorm)
+    norm = branch if is_identity else branch.norm
+    mean, variance = getattr(norm, "running_mean", None), getattr(norm, "running_var", None)
+    if mean is None or variance is None:
+        raise ValueError(
+            f"cannot reparameterise a branch with {norm}: it keeps no running statistics, so its output in evaluation "
+            "depends on the batch; use a batch norm with track_running_stats=True"
+        )
+    weight = identity_weight(mean.numel(), groups, mean.device) if is_identity else branch.conv.weight
+    return fuse_norm(weight, mean, variance, norm.eps, getattr(norm, "weight", None), getattr(norm, "bias", None))
+
+
+class RepVGGBlock(_MultiBranchBlock):
+    """The stem: ``ReLU(BN(conv3x3(x)) + BN(conv1x1(x)))``, dense, without an identity branch.
+
+    Source: Ding et al., "RepVGG", 2021.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int = 2,
+        inference_mode: bool = False,
+        norm_layer: NormLayer = nn.BatchNorm2d,
+        device: Optional[torch.device] = None,
+        dtype: Optional[torch.dtype] = None,
+    ) -> None:
+        branches = {"conv3x3": 3, "conv1x1": 1}
+        super().__init__(
+            in_channels, out_channels, 3, stride, 1, 1, branches, inference_mode, norm_layer, device, dtype
+        )
+        self._train_form_args = dict(
+            in_channels=in_channels, out_channels=out_channels, stride=stride, norm_layer=norm_layer
+        )
+
+    def _train_form_twin(self, entries: Mapping[str, Tensor]) -> "_LoadsTrainForm":
+        # A checkpoint may have other input channels than this model: whoever loads it adapts the converted kernel.
+        weight = entries.get("branches.conv3x3.conv.weight")
+        in_channels = self._train_form_args["in_channels"] if weight is None else weight.shape[1]
+        return RepVGGBlock(**dict(self._train_form_args, in_channels=in_channels), dtype=torch.float64)
+
+
+class DepthBlock(_MultiBranchBlock):
+    """``ReLU(BN(DW3x3(x)) + BN(DW1x1(x)) + BN(x))``, every convolution depthwise, the stride 1.
+
+    In the deploy form the 3x3 convolution may carry the stride of the Point-Block behind it, see :class:`RDPModule`.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        dilation: int = 1,
+        deploy_stride: int = 1,
+        inference_mode: bool = False,
+        norm_layer: NormLayer = nn.BatchNorm2d,
+        device: Optional[torch.device] = None,
+        dtype: Optional[torch.dtype] = None,
+    ) -> None:
+        branches = {"conv3x3": 3, "conv1x1": 1, "identity": 0}
+        stride = deploy_stride if inference_mode else 1
+        super().__init__(
+            channels, channels, 3, stride, dilation, channels, branches, inference_mode, norm_layer, device, dtype
+        )
+        self._train_form_args = dict(channels=channels, dilation=dilation, norm_layer=norm_layer)
+
+
+class PointBlock(_MultiBranchBlock):
+    """``ReLU(BN(PW1x1(x)) + BN(PW1x1(x)))``, dense; with ``identity``, and where shapes allow it, ``+ BN(x)``.
+
+    The identity branch is the paper's ablation (Table 8), not part of RDPNet.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int = 1,
+        identity: bool = False,
+        inference_mode: bool = False,
+        norm_layer: NormLayer = nn.BatchNorm2d,
+        device: Optional[torch.device] = None,
+        dtype: Optional[torch.dtype] = None,
+    ) -> None:
+        branches = {"conv1x1_a": 1, "conv1x1_b": 1}
+        if identity and in_channels == out_channels and stride == 1:
+            branches["identity"] = 0
+        super().__init__(
+            in_channels, out_channels, 1, stride, 1, 1, branches, inference_mode, norm_layer, device, dtype
+        )
+        self._train_form_args = dict(
+            in_channels=in_channels, out_channels=out_channels, stride=stride, identity=identity, norm_layer=norm_layer
+        )
+
+
+class ChannelShuffle(nn.Module):
+    """Reshape the channels to ``(groups, C / groups)``, transpose, flatten. Source: ShuffleNet, 2018."""
+
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.groups = groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, C, H, W)`` to the same shape."""
+        if torch.jit.is_tracing():  # the tracing ONNX exporter knows reshapes, but not aten::channel_shuffle
+            return x.unflatten(1, (self.groups, -1)).transpose(1, 2).flatten(1, 2)
+        return F.channel_shuffle(x, self.groups)  # keeps channels_last, which reshapes do not
+
+    def extra_repr(self) -> str:
+        """The number of groups, for ``print(model)``."""
+        return f"groups={self.groups}"
+
+
+class RDPModule(_LoadsTrainForm):
+    """Depth-Block, channel shuffle, Point-Block; the Point-Block downsamples.
+
+    ``reparameterize()`` merges both blocks, folds the shuffle into the pointwise weight and moves the stride to the
+    depthwise convolution, whose outputs a strided 1x1 convolution would skip. To see what these two steps gain, call
+    ``depth.reparameterize()`` and ``point.reparameterize()`` alone: that is the paper's deploy form.
+
+    Args:
+        in_channels: input channels; a multiple of ``shuffle_groups``.
+        out_channels: output channels.
+        stride: stride of the module.
+        dilation: dilation of the depthwise 3x3 convolution.
+        shuffle_groups: groups of the channel shuffle; 0 or 1 leaves it out.
+        pointwise_identity: give the Point-Block an identity branch where shapes allow it.
+        inference_mode: build the deploy form.
+        norm_layer: batch norm class, called with the channels, ``device`` and ``dtype``.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int = 1,
+        dilation: int = 1,
+        shuffle_groups: int = 2,
+        pointwise_identity: bool = False,
+        inference_mode: bool = False,
+        norm_layer: NormLayer = nn.BatchNorm2d,
+        device: Optional[torch.device] = None,
+        dtype: Optional[torch.dtype] = None,
+    ) -> None:
+        super().__init__()
+        if shuffle_groups < 0 or (shuffle_groups > 1 and in_channels % shuffle_groups):
+            raise ValueError(
+                f"shuffle_groups must be 0 or 1 (no shuffle) or divide the {in_channels} channels, got {shuffle_groups}"
+            )
+        common: Dict[str, Any] = dict(inference_mode=inference_mode, norm_layer=norm_layer, device=device, dtype=dtype)
+        self.depth = DepthBlock(in_channels, dilation, deploy_stride=stride, **common)
+        shuffles = shuffle_groups > 1 and not inference_mode
+        self.shuffle = ChannelShuffle(shuffle_groups) if shuffles else nn.Identity()
+        self.point = PointBlock(
+            in_channels, out_channels, 1 if inference_mode else stride, pointwise_identity and stride == 1, **common
+        )
+        self._train_form_args = dict(
+            in_channels=in_channels,
+            out_channels=out_channels,
+            stride=stride,
+            dilation=dilation,
+            shuffle_groups=shuffle_groups,
+            pointwise_identity=pointwise_identity,
+            norm_layer=norm_layer,
+        )
+
+    @property
+    def is_deployed(self) -> bool:
+        """Whether both blocks are merged and the shuffle is folded."""
+        return self.depth.is_deployed and self.point.is_deployed and isinstance(self.shuffle, nn.Identity)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, in_channels, H, W)`` to ``(N, out_channels, H / stride, W / stride)``, rounded up."""
+        return self.point(self.shuffle(self.depth(x)))
+
+    def reparameterize(self) -> None:
+        """Change this module, in place, to the deploy form: depthwise 3x3, ReLU, pointwise 1x1, ReLU."""
+        self.depth.reparameterize()
+        self.point.reparameterize()
+        depthwise, pointwise = self.depth.reparam_conv, self.point.reparam_conv
+        if isinstance(self.shuffle, ChannelShuffle):
+            permutation = shuffle_permutation(pointwise.in_channels, self.shuffle.groups)
+            folded = permute_inputs(Kernel(pointwise.weight.detach(), pointwise.bias.detach()), permutation)
+            with torch.no_grad():
+                pointwise.weight.copy_(folded.weight)
+            self.shuffle = nn.Identity()
+        if pointwise.stride != (1, 1):
+            depthwise.stride, pointwise.stride = pointwise.stride, (1, 1)

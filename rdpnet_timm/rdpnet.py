@@ -1,0 +1,406 @@
+"""RDPNet, a single-path lightweight CNN for CPUs, as a timm model.
+
+Paper: Xu, Zhao, Xu, "RDPNet: a single-path lightweight CNN with re-parameterization for CPU-type edge devices",
+Journal of Cloud Computing 11:54, 2022, doi 10.1186/s13677-022-00330-5. No code was published with it.
+"""
+
+from typing import Any, Dict, List, Optional, Tuple, Union
+
+import torch
+import torch.nn.functional as F
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import Linear, SelectAdaptivePool2d, get_device_dtype
+from timm.models import (
+    build_model_with_cfg,
+    checkpoint_seq,
+    generate_default_cfgs,
+    register_model,
+    resolve_pretrained_cfg,
+)
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+from .blocks import NormLayer, RDPModule, RepVGGBlock
+
+__all__ = ["RDPNet"]
+
+CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
+CIFAR_STD = (0.2470, 0.2435, 0.2616)
+
+
+class RDPNet(nn.Module):
+    """RDPNet (the paper's Table 2): a RepVGG stem, four stages of RDP-Modules, pooling, one linear layer.
+
+    Args:
+        width: the width multiplier alpha.
+        strides: stride of the stem and of the first module of each stage; the CIFAR form has 1 for the first two.
+        shuffle_groups: groups of the channel shuffle; 0 or 1 switches it off (the paper's ablation, Table 8).
+        pointwise_identity: an identity branch in the Point-Blocks whose shapes allow it (ablation, Table 8).
+        inference_mode: build the deploy form, one path of convolutions. It loads train-form weights as well.
+        in_chans: input channels.
+        num_classes: classes; 0 leaves the classifier out.
+        global_pool: timm's pooling type ('avg', 'max', 'avgmax', 'catavgmax', ...); '' switches pooling off.
+        drop_rate: dropout in front of the classifier.
+        output_stride: stride of the last map, 8, 16 or 32, strides beyond it being replaced by dilation; None keeps
+            the strides as they are.
+        norm_layer: batch norm class.
+
+    Raises:
+        ValueError: a width without channels, a shuffle that does not divide the channels, an output stride that this
+            form cannot have.
+    """
+
+    def __init__(
+        self,
+        width: float = 1.0,
+        strides: Tuple[int, ...] = (2, 2, 2, 2, 2),
+        shuffle_groups: int = 2,
+        pointwise_identity: bool = False,
+        inference_mode: bool = False,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+        output_stride: Optional[int] = None,
+        norm_layer: NormLayer = nn.BatchNorm2d,
+        device: Optional[torch.device] = None,
+        dtype: Optional[torch.dtype] = None,
+    ) -> None:
+        super().__init__()
+        common: Dict[str, Any] = dict(inference_mode=inference_mode, norm_layer=norm_layer, device=device, dtype=dtype)
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.drop_rate = drop_rate
+        self.grad_checkpointing = False
+        # what timm adapts when pretrained weights have other input channels; the train form's two are in its cfg
+        self._traits = {"first_conv": "stem.reparam_conv"} if inference_mode else {}
+        max_stride = _check_output_stride(output_stride, strides)
+
+        # Table 2: channels and modules of the stages; the last width carries the text's extra multiplier of 2.5
+        stem_channels = min(64, _channels(64, width))
+        stages = [
+            (_channels(64, width), 1),
+            (_channels(128, width), 4),
+            (_channels(256, width), 14),
+            (_channels(1280, width), 1),
+        ]
+
+        self.stem = RepVGGBlock(in_chans, stem_channels, strides[0], **common)
+        channels, reduction, dilation = stem_channels, strides[0], 1
+        self.feature_info = [dict(num_chs=channels, reduction=reduction, module="stem")]
+        self.stages = nn.Sequential()
+        for index, (out_channels, depth) in enumerate(stages):
+            stride = strides[index + 1]
+            next_dilation = dilation
+            if reduction * stride > max_stride:
+                # The module's depthwise convolution stands in front of the stride, so only those behind it dilate.
+                next_dilation, stride = dilation * stride, 1
+            stage = nn.Sequential()
+            for _ in range(depth):
+                stage.append(
+                    RDPModule(channels, out_channels, stride, dilation, shuffle_groups, pointwise_identity, **common)
+                )
+                channels, reduction = out_channels, reduction * stride
+                stride, dilation = 1, next_dilation
+            self.stages.append(stage)
+            self.feature_info.append(dict(num_chs=channels, reduction=reduction, module=f"stages.{index}"))
+
+        self.num_features = channels
+        self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
+        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+        self.head = (
+            Linear(self.head_hidden_size, num_classes, device=device, dtype=dtype) if num_classes > 0 else nn.Identity()
+        )
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> Dict[str, Any]:
+        """Parameter groups by depth, for layer-wise learning rate decay: the stem, then stages or modules."""
+        return dict(stem=r"^stem", blocks=r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(\d+)")
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each module in the backward pass rather than keep its activations."""
+        self.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        """The linear layer, or an identity without classes."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
+        """Replace the classifier, 0 classes removing it, and, where given, the pooling."""
+        dd = get_device_dtype(self)
+        self.num_classes = num_classes
+        if global_pool is not None:
+            self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool)).train(
+                self.training
+            )
+        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+        head = Linear(self.head_hidden_size, num_classes, **dd) if num_classes > 0 else nn.Identity()
+        self.head = head.train(self.training)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: Optional[Union[int, List[int]]] = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Union[List[Tensor], Tuple[Tensor, List[Tensor]]]:
+        """Run the features and return intermediate maps: index 0 is the stem, 1 to 4 the stages.
+
+        Args:
+            x: images ``(N, C, H, W)``.
+            indices: the last n maps for an int, those named for a list, all for None.
+            norm: without effect, RDPNet has no final norm.
+            stop_early: do not run what comes behind the last map asked for.
+            output_fmt: 'NCHW', the only one there is.
+            intermediates_only: return the maps alone.
+
+        Returns:
+            The final map and the list of maps, or the list alone.
+
+        Raises:
+            ValueError: another ``output_fmt``.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f"output_fmt must be 'NCHW', got '{output_fmt}'")
+        intermediates = []
+        take_indices, max_index = feature_take_indices(len(self.stages) + 1, indices)
+
+        x = self.stem(x)
+        if 0 in take_indices:
+            intermediates.append(x)
+        if torch.jit.is_scripting() or not stop_early:  # TorchScript cannot slice modules
+            stages = self.stages
+        else:
+            stages = self.stages[:max_index]
+        for index, stage in enumerate(stages):
+            if self.grad_checkpointing and not torch.jit.is_scripting():
+                x = checkpoint_seq(stage, x)
+            else:
+                x = stage(x)
+            if index + 1 in take_indices:
+                intermediates.append(x)
+        if intermediates_only:
+            return intermediates
+        return x, intermediates
+
+    def prune_intermediate_layers(
+        self, indices: Union[int, List[int]] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> List[int]:
+        """Remove what the maps ``indices`` do not need, and return them as non-negative indices."""
+        take_indices, max_index = feature_take_indices(len(self.stages) + 1, indices)
+        prunes_end = max_index < len(self.stages)
+        self.stages = self.stages[:max_index]
+        if prunes_end:
+            self.num_features = self.head_hidden_size = self.feature_info[max_index]["num_chs"]
+        if prune_head or prunes_end:
+            self.reset_classifier(0, "")
+        return take_indices
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """``(N, C, H, W)`` to the last map ``(N, num_features, H / stride, W / stride)``."""
+        x = self.stem(x)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            x = checkpoint_seq(self.stages, x, flatten=True)
+        else:
+            x = self.stages(x)
+        return x
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pool and classify ``(N, num_features, H, W)``; ``pre_logits`` leaves the classifier out."""
+        x = self.global_pool(x)
+        if self.drop_rate > 0.0:
+            x = F.dropout(x, p=self.drop_rate, training=self.training)
+        return x if pre_logits else self.head(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, C, H, W)`` to logits ``(N, num_classes)``."""
+        return self.forward_head(self.forward_features(x))
+
+    def _load_from_state_dict(self, state_dict: Dict[str, Any], prefix: str, *args: Any) -> None:
+        # All checks and conversions come before the first weight is copied, so that an error leaves the model whole.
+        for name, module in self.named_modules():
+            if isinstance(module, (RepVGGBlock, RDPModule)):
+                module.convert_state_dict(state_dict, f"{prefix}{name}.")
+        self._check_state_dict(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _check_state_dict(self, state_dict: Dict[str, Any], prefix: str) -> None:
+        if self.stem.branches is not None and f"{prefix}stem.reparam_conv.weight" in state_dict:
+            raise RuntimeError(
+                "these weights are in the deploy form, whose branches are merged for good, and this model is in the "
+                "train form: load them into a model created with inference_mode=True, or load the train-form checkpoint"
+            )
+        for name, tensor in self.state_dict(prefix=prefix).items():
+            given = state_dict.get(name)
+            if given is not None and given.shape != tensor.shape and not name.startswith(f"{prefix}head."):
+                raise RuntimeError(
+                    f"these weights are those of another RDPNet: '{name}' has the shape {tuple(given.shape)}, this "
+                    f"model's is {tuple(tensor.shape)}; create the model with the width and in_chans of the weights"
+                )
+
+
+def _channels(base: int, width: float) -> int:
+    channels = base * width
+    if channels != int(channels) or channels < 1:
+        raise ValueError(f"width must give a whole number of channels, got {width} * {base} = {channels}")
+    return int(channels)
+
+
+def _check_output_stride(output_stride: Optional[int], strides: Tuple[int, ...]) -> int:
+    """The stride not to be passed; the form's own where none is asked for."""
+    own = 1
+    for stride in strides:
+        own *= stride
+    possible = [stride for stride in (8, 16, 32) if stride <= own]
+    if output_stride is not None and output_stride not in possible:
+        raise ValueError(
+            f"output_stride must be one of {possible} for this form, whose strides are {strides}, got {output_stride}"
+        )
+    return output_stride or own
+
+
+def _cfg(**kwargs: Any) -> Dict[str, Any]:
+    return {
+        "num_classes": 1000,
+        "input_size": (3, 224, 224),
+        "pool_size": (7, 7),
+        "crop_pct": 0.875,
+        "interpolation": "bicubic",
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "first_conv": ("stem.branches.conv3x3.conv", "stem.branches.conv1x1.conv"),
+        "classifier": "head",
+        "paper_name": "RDPNet: a single-path lightweight CNN with re-parameterization for CPU-type edge devices",
+        "origin_url": "https://doi.org/10.1186/s13677-022-00330-5",
+        **kwargs,
+    }
+
+
+def _cifar_cfg(**kwargs: Any) -> Dict[str, Any]:
+    cifar = dict(num_classes=10, input_size=(3, 32, 32), pool_size=(4, 4), crop_pct=1.0, mean=CIFAR_MEAN, std=CIFAR_STD)
+    return _cfg(**{**cifar, **kwargs})
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "rdpnet_025.untrained": _cfg(),
+        "rdpnet_050.untrained": _cfg(),
+        "rdpnet_075.untrained": _cfg(),
+        "rdpnet_100.untrained": _cfg(),
+        "rdpnet_125.untrained": _cfg(),
+        "rdpnet_150.untrained": _cfg(),
+        "rdpnet_025_cifar.untrained": _cifar_cfg(),
+        "rdpnet_050_cifar.untrained": _cifar_cfg(),
+        "rdpnet_075_cifar.untrained": _cifar_cfg(),
+        "rdpnet_100_cifar.untrained": _cifar_cfg(),
+        "rdpnet_125_cifar.untrained": _cifar_cfg(),
+        "rdpnet_150_cifar.untrained": _cifar_cfg(),
+    }
+)
+
+
+def _convert_pretrained(state_dict: Dict[str, Any], model: RDPNet) -> Dict[str, Any]:
+    """Bring pretrained weights into the model's form before timm adapts their input channels and classes."""
+    state_dict = dict(state_dict)
+    for name, module in model.named_modules():
+        if isinstance(module, (RepVGGBlock, RDPModule)):
+            module.convert_state_dict(state_dict, f"{name}.")
+    return state_dict
+
+
+def _create_rdpnet(variant: str, pretrained: bool = False, **kwargs: Any) -> RDPNet:
+    cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"))
+    if pretrained and not (cfg.has_weights or cfg.state_dict):
+        raise RuntimeError(
+            f"there are no pretrained weights for {variant} yet. Create it with pretrained=False and train it (see "
+            f"recipes/), pass your own weights with checkpoint_path=... or pretrained_cfg_overlay=dict(file=...), or "
+            f"take a model listed by timm.list_models('rdpnet*', pretrained=True)"
+        )
+    return build_model_with_cfg(
+        RDPNet,
+        variant,
+        pretrained,
+        pretrained_filter_fn=_convert_pretrained,
+        feature_cfg=dict(out_indices=(0, 1, 2, 3, 4), flatten_sequential=True),
+        **kwargs,
+    )
+
+
+def _create_rdpnet_cifar(variant: str, pretrained: bool = False, **kwargs: Any) -> RDPNet:
+    return _create_rdpnet(variant, pretrained, **{"strides": (1, 1, 2, 2, 2), **kwargs})
+
+
+@register_model
+def rdpnet_025(pretrained: bool = False, **kwargs: Any) -> RDPNet:
+    """RDPNet-0.25x for 224x224 images."""
+    return _create_rdpnet("rdpnet_025", pretrained, width=0.25, **kwargs)
+
+
+@register_model
+def rdpnet_050(pretrained: bool = False, **kwargs: Any) -> RDPNet:
+    """RDPNet-0.5x for 224x224 images."""
+    return _create_rdpnet("rdpnet_050", pretrained, width=0.5, **kwargs)
+
+
+@register_model
+def rdpnet_075(pretrained: bool = False, **kwargs: Any) -> RDPNet:
+    """RDPNet-0.75x for 224x224 images."""
+    return _create_rdpnet("rdpnet_075", pretrained, width=0.75, **kwargs)
+
+
+@register_model
+def rdpnet_100(pretrained: bool = False, **kwargs: Any) -> RDPNet:
+    """RDPNet-1.0x for 224x224 images."""
+    return _create_rdpnet("rdpnet_100", pretrained, width=1.0, **kwargs)
+
+
+@register_model
+def rdpnet_125(pretrained: bool = False, **kwargs: Any) -> RDPNet:
+    """RDPNet-1.25x for 224x224 images."""
+    return _create_rdpnet("rdpnet_125", pretrained, width=1.25, **kwargs)
+
+
+@register_model
+def rdpnet_150(pretrained: bool = False, **kwargs: Any) -> RDPNet:
+    """RDPNet-1.5x for 224x224 images."""
+    return _create_rdpnet("rdpnet_150", pretrained, width=1.5, **kwargs)
+
+
+@register_model
+def rdpnet_025_cifar(pretrained: bool = False, **kwargs: Any) -> RDPNet:
+    """RDPNet-0.25x for 32x32 images."""
+    return _create_rdpnet_cifar("rdpnet_025_cifar", pretrained, width=0.25, **kwargs)
+
+
+@register_model
+def rdpnet_050_cifar(pretrained: bool = False, **kwargs: Any) -> RDPNet:
+    """RDPNet-0.5x for 32x32 images."""
+    return _create_rdpnet_cifar("rdpnet_050_cifar", pretrained, width=0.5, **kwargs)
+
+
+@register_model
+def rdpnet_075_cifar(pretrained: bool = False, **kwargs: Any) -> RDPNet:
+    """RDPNet-0.75x for 32x32 images."""
+    return _create_rdpnet_cifar("rdpnet_075_cifar", pretrained, width=0.75, **kwargs)
+
+
+@register_model
+def rdpnet_100_cifar(pretrained: bool = False, **kwargs: Any) -> RDPNet:
+    """RDPNet-1.0x for 32x32 images."""
+    return _create_rdpnet_cifar("rdpnet_100_cifar", pretrained, width=1.0, **kwargs)
+
+
+@register_model
+def rdpnet_125_cifar(pretrained: bool = False, **kwargs: Any) -> RDPNet:
+    """RDPNet-1.25x for 32x32 images."""
+    return _create_rdpnet_cifar("rdpnet_125_cifar", pretrained, width=1.25, **kwargs)
+
+
+@register_model
+def rdpnet_150_cifar(pretrained: bool = False, **kwargs: Any) -> RDPNet:
+    """RDPNet-1.5x for 32x32 images."""
+    return _create_rdpnet_cifar("rdpnet_150_cifar", pretrained, width=1.5, **kwargs)
