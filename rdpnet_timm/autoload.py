@@ -1,0 +1,110 @@
+"""The start-up import hook: ``import timm`` knows the models without an import of this package.
+
+timm has no plugin entry points. So the wheel ships ``rdpnet_timm_autoload.pth``, a line that Python runs when it
+starts, and this file once more as the top-level module ``rdpnet_timm_autoload``, which that line imports: importing
+``rdpnet_timm.autoload`` would import the package, and so torch. Nothing is imported here before somebody asks for timm
+or mmcv. ``RDPNET_AUTOLOAD=0`` switches the hook off.
+"""
+
+import sys
+
+TYPE_CHECKING = False  # importing typing costs more than the whole hook
+if TYPE_CHECKING:
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+    from typing import Any, Optional
+
+__all__ = ["install"]
+
+
+class _Finder:
+    """A meta path finder for two names: ``timm``, to register the models behind it, and ``mmcv._ext``.
+
+    ``mmcv._ext`` are mmcv's compiled operators. Where they are not compiled, as in mmcv-lite, the finder answers with
+    ``rdpnet_timm/openmmlab/mmcv_ext.py``, unless ``RDPNET_MMCV_EXT=0``.
+    """
+
+    def find_spec(self, name: str, path: "Any" = None, target: "Optional[ModuleType]" = None) -> "Optional[ModuleSpec]":
+        if name != "timm" and name != "mmcv._ext":
+            return None
+        spec = self._find_behind(name, path, target)
+        if name == "timm":
+            if spec is not None and hasattr(spec.loader, "exec_module"):
+                _register_behind(spec.loader)
+            return spec
+        return spec or self._mmcv_ext()
+
+    def _find_behind(self, name: str, path: "Any", target: "Optional[ModuleType]" = None) -> "Optional[ModuleSpec]":
+        """What the finders behind this one on the meta path find."""
+        finders = list(sys.meta_path)
+        for finder in finders[finders.index(self) + 1 :] if self in finders else ():
+            find_spec = getattr(finder, "find_spec", None)
+            spec = find_spec(name, path, target) if find_spec else None
+            if spec is not None:
+                return spec
+        return None
+
+    def _mmcv_ext(self) -> "Optional[ModuleSpec]":
+        import os
+        from importlib.util import spec_from_file_location
+
+        package = self._find_behind("rdpnet_timm", None)
+        if os.environ.get("RDPNET_MMCV_EXT") == "0" or package is None:
+            return None
+        for folder in package.submodule_search_locations or ():
+            file = os.path.join(folder, "openmmlab", "mmcv_ext.py")
+            if os.path.isfile(file):
+                return spec_from_file_location("mmcv._ext", file)
+        return None
+
+
+def _register_behind(loader: "Any") -> None:
+    """Make ``loader`` register the models once it has executed timm.
+
+    Only this instance's method is replaced, and for one call: the loader's class stays what inspect and
+    importlib.resources expect, and it can still be pickled.
+    """
+    execute = loader.exec_module
+
+    def exec_module(module: "ModuleType") -> None:
+        vars(loader).pop("exec_module", None)
+        execute(module)
+        if module.__name__ == "timm":  # a zip archive has one loader for all its modules
+            _register(module)
+
+    loader.exec_module = exec_module
+
+
+def _register(timm: "ModuleType") -> None:
+    """Register the models; a failure becomes a warning, so that ``import timm`` never fails on our account."""
+    try:
+        try:
+            import rdpnet_timm
+        except RuntimeError as error:
+            # Another thread is importing the package, and waits for timm, which this one holds. Python found that out,
+            # and from now on gives us the package as far as it is.
+            if type(error).__name__ != "_DeadlockError":
+                raise
+        # Named again because in that case, and where the package's own import of timm led here, it is not complete.
+        import rdpnet_timm.rdpnet  # noqa: F401
+    except Exception as error:
+        import warnings
+
+        message = (
+            f"the rdpnet models could not be registered with timm {getattr(timm, '__version__', '(unknown version)')}: "
+            f"{type(error).__name__}: {error}. timm itself works as ever; RDPNET_AUTOLOAD=0 keeps rdpnet-timm out of it"
+        )
+        try:
+            warnings.warn(message, RuntimeWarning, stacklevel=2)
+        except RuntimeWarning:  # warnings are errors here, and this one must not be
+            print(message, file=sys.stderr)
+
+
+def install() -> None:
+    """Install the hook, once; register at once where timm is imported already."""
+    if any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        return
+    sys.meta_path.insert(0, _Finder())
+    timm = sys.modules.get("timm")
+    if timm is not None:
+        _register(timm)
