@@ -1,8 +1,13 @@
 """RDPNet for timm and OpenMMLab. Importing this package registers the models ``rdpnet_*`` with timm."""
 
+# timm first: where the start-up hook is on, importing timm completes with the models registered, and no other thread
+# can meet timm without them while this package is on its way.
+import timm  # noqa: F401
+
+from .checkpoint import load_checkpoint, load_model
 from .convert import reparameterize
 from .rdpnet import RDPNet
 from .verify import Verification, verify
 
-__all__ = ["RDPNet", "Verification", "reparameterize", "verify"]
+__all__ = ["RDPNet", "Verification", "load_checkpoint", "load_model", "reparameterize", "verify"]
 __version__ = "0.1.0"

@@ -24,15 +24,15 @@ from .reparam import (
     shuffle_permutation,
 )
 
-__all__ = ["ChannelShuffle", "DepthBlock", "PointBlock", "RDPModule", "RepVGGBlock"]
+__all__ = ["ChannelShuffle", "DepthBlock", "PointBlock", "RDPModule", "RepVGGBlock", "Reparameterizable"]
 
 NormLayer = Callable[..., nn.Module]
 
 
-class _LoadsTrainForm(nn.Module):
-    """A module that, in its deploy form, takes train-form weights and converts them on the way in.
+class Reparameterizable(nn.Module):
+    """A module with a train form and a deploy form; the latter takes train-form weights and converts them on the way.
 
-    Subclasses pass the arguments of their train form; a twin built from these does the conversion, so that loading and
+    Subclasses keep the arguments of their train form; a twin built from these does the conversion, so that loading and
     ``reparameterize()`` are one piece of algebra.
     """
 
@@ -64,7 +64,7 @@ class _LoadsTrainForm(nn.Module):
         for name, tensor in twin.state_dict().items():
             state_dict[prefix + name] = tensor.to(dtype)
 
-    def _train_form_twin(self, entries: Mapping[str, Tensor]) -> "_LoadsTrainForm":
+    def _train_form_twin(self, entries: Mapping[str, Tensor]) -> "Reparameterizable":
         """A train-form module of this kind, in float64, for the weights ``entries``."""
         return type(self)(**self._train_form_args, dtype=torch.float64)
 
@@ -89,7 +89,7 @@ class _ConvNorm(nn.Sequential):
         super().__init__(OrderedDict(conv=conv, norm=norm))
 
 
-class _MultiBranchBlock(_LoadsTrainForm):
+class _MultiBranchBlock(Reparameterizable):
     """``ReLU(sum of branches)``; one of ``branches`` and ``reparam_conv`` is there, the other is None.
 
     A branch is a convolution with its norm, or a norm alone, which is an identity branch.
@@ -157,6 +157,19 @@ class _MultiBranchBlock(_LoadsTrainForm):
         for output in outputs[1:]:
             total = total + output
         return self.act(total)
+
+    def convert_state_dict(self, state_dict: Dict[str, Any], prefix: str) -> None:
+        """As :meth:`Reparameterizable.convert_state_dict`; there is no way back from the deploy form, so that raises.
+
+        Raises:
+            RuntimeError: the block is in the train form and the entries are not.
+        """
+        if not self.is_deployed and f"{prefix}reparam_conv.weight" in state_dict:
+            raise RuntimeError(
+                "these weights are in the deploy form, whose branches are merged for good, and this model is in the "
+                "train form: load them into a model created with inference_mode=True, or load the train-form checkpoint"
+            )
+        super().convert_state_dict(state_dict, prefix)
 
     def merged_kernel(self) -> Kernel:
         """All branches as one kernel, in float64."""
@@ -230,7 +243,7 @@ class RepVGGBlock(_MultiBranchBlock):
             in_channels=in_channels, out_channels=out_channels, stride=stride, norm_layer=norm_layer
         )
 
-    def _train_form_twin(self, entries: Mapping[str, Tensor]) -> "_LoadsTrainForm":
+    def _train_form_twin(self, entries: Mapping[str, Tensor]) -> "Reparameterizable":
         # A checkpoint may have other input channels than this model: whoever loads it adapts the converted kernel.
         weight = entries.get("branches.conv3x3.conv.weight")
         in_channels = self._train_form_args["in_channels"] if weight is None else weight.shape[1]
@@ -307,7 +320,7 @@ class ChannelShuffle(nn.Module):
         return f"groups={self.groups}"
 
 
-class RDPModule(_LoadsTrainForm):
+class RDPModule(Reparameterizable):
     """Depth-Block, channel shuffle, Point-Block; the Point-Block downsamples.
 
     ``reparameterize()`` merges both blocks, folds the shuffle into the pointwise weight and moves the stride to the

@@ -20,9 +20,9 @@ from timm.models import (
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
-from .blocks import NormLayer, RDPModule, RepVGGBlock
+from .blocks import NormLayer, RDPModule, Reparameterizable, RepVGGBlock
 
-__all__ = ["RDPNet"]
+__all__ = ["RDPNet", "convert_state_dict"]
 
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR_STD = (0.2470, 0.2435, 0.2616)
@@ -222,18 +222,7 @@ class RDPNet(nn.Module):
 
     def _load_from_state_dict(self, state_dict: Dict[str, Any], prefix: str, *args: Any) -> None:
         # All checks and conversions come before the first weight is copied, so that an error leaves the model whole.
-        for name, module in self.named_modules():
-            if isinstance(module, (RepVGGBlock, RDPModule)):
-                module.convert_state_dict(state_dict, f"{prefix}{name}.")
-        self._check_state_dict(state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def _check_state_dict(self, state_dict: Dict[str, Any], prefix: str) -> None:
-        if self.stem.branches is not None and f"{prefix}stem.reparam_conv.weight" in state_dict:
-            raise RuntimeError(
-                "these weights are in the deploy form, whose branches are merged for good, and this model is in the "
-                "train form: load them into a model created with inference_mode=True, or load the train-form checkpoint"
-            )
+        convert_state_dict(state_dict, self, prefix)
         for name, tensor in self.state_dict(prefix=prefix).items():
             given = state_dict.get(name)
             if given is not None and given.shape != tensor.shape and not name.startswith(f"{prefix}head."):
@@ -241,6 +230,24 @@ class RDPNet(nn.Module):
                     f"these weights are those of another RDPNet: '{name}' has the shape {tuple(given.shape)}, this "
                     f"model's is {tuple(tensor.shape)}; create the model with the width and in_chans of the weights"
                 )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def convert_state_dict(state_dict: Dict[str, Any], model: nn.Module, prefix: str = "") -> Dict[str, Any]:
+    """Bring weights into the form that the RDPNet blocks of ``model`` are in, and return them.
+
+    Args:
+        state_dict: weights in either form, changed in place.
+        model: an RDPNet, or a model that has blocks of one.
+        prefix: prefix of the model's entries.
+
+    Raises:
+        RuntimeError: the weights are in the deploy form and the model is not, or they do not fit the model's blocks.
+    """
+    for name, module in model.named_modules(prefix=prefix.removesuffix(".")):
+        if isinstance(module, Reparameterizable):
+            module.convert_state_dict(state_dict, f"{name}.")
+    return state_dict
 
 
 def _channels(base: int, width: float) -> int:
@@ -303,15 +310,6 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def _convert_pretrained(state_dict: Dict[str, Any], model: RDPNet) -> Dict[str, Any]:
-    """Bring pretrained weights into the model's form before timm adapts their input channels and classes."""
-    state_dict = dict(state_dict)
-    for name, module in model.named_modules():
-        if isinstance(module, (RepVGGBlock, RDPModule)):
-            module.convert_state_dict(state_dict, f"{name}.")
-    return state_dict
-
-
 def _create_rdpnet(variant: str, pretrained: bool = False, **kwargs: Any) -> RDPNet:
     cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"))
     if pretrained and not (cfg.has_weights or cfg.state_dict):
@@ -324,7 +322,7 @@ def _create_rdpnet(variant: str, pretrained: bool = False, **kwargs: Any) -> RDP
         RDPNet,
         variant,
         pretrained,
-        pretrained_filter_fn=_convert_pretrained,
+        pretrained_filter_fn=lambda weights, model: convert_state_dict(dict(weights), model),
         feature_cfg=dict(out_indices=(0, 1, 2, 3, 4), flatten_sequential=True),
         **kwargs,
     )

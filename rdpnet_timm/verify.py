@@ -34,6 +34,15 @@ class Verification:
             return 0.0
         return self.max_difference / self.max_output if self.max_output else float("inf")
 
+    def require(self, tolerance: float) -> None:
+        """Accept a relative difference of up to ``tolerance``.
+
+        Raises:
+            RuntimeError: it is larger, or not a number.
+        """
+        if not self.relative <= tolerance:
+            raise RuntimeError(f"the two forms are not the same function: {self}; accepted are {tolerance:g}")
+
     def __str__(self) -> str:
         shape, dtype = "x".join(map(str, self.input_shape)), str(self.dtype).removeprefix("torch.")
         return (

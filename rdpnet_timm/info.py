@@ -1,0 +1,112 @@
+"""Parameters and multiply-accumulates (MACs) of a model, counted by torch, beside the paper's figures."""
+
+import json
+from copy import deepcopy
+from typing import List, NamedTuple, Optional, Sequence, Tuple
+
+import timm
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from .convert import reparameterize
+
+__all__ = ["Complexity", "Row", "count", "render", "table"]
+
+# Params (M) and MFLOPs from the paper's Table 3 (CIFAR form) and Table 1 (ImageNet form, width 1 only).
+PAPER = {
+    "rdpnet_025_cifar": (0.20, 6.7),
+    "rdpnet_050_cifar": (0.46, 21.9),
+    "rdpnet_075_cifar": (0.80, 45.9),
+    "rdpnet_100_cifar": (1.3, 78.5),
+    "rdpnet_125_cifar": (1.86, 117.7),
+    "rdpnet_150_cifar": (2.60, 164.3),
+    "rdpnet_100": (1.3, 300.0),
+}
+
+
+class Complexity(NamedTuple):
+    """``params``: number of parameters; ``macs``: multiply-accumulates of one image."""
+
+    params: int
+    macs: int
+
+
+def count(model: nn.Module, input_size: Sequence[int]) -> Complexity:
+    """Count parameters, and the MACs of one image of ``input_size`` ``(C, H, W)``, as the model is: nothing is fused.
+
+    torch's counter sees convolutions and matrix products; a batch norm, an addition or a ReLU counts nothing.
+    The model runs on the meta device, in evaluation mode, so no arithmetic is done.
+    """
+    model = deepcopy(model).to("meta").eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.empty(1, *input_size, device="meta"))
+    return Complexity(sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops() // 2)
+
+
+class Row(NamedTuple):
+    """One model: its input size ``(C, H, W)``, both forms, and the paper's parameters (M) and FLOPs (M)."""
+
+    model: str
+    input_size: Tuple[int, ...]
+    train: Complexity
+    deploy: Complexity
+    paper: Optional[Tuple[float, float]]
+
+
+def table(models: Sequence[str], input_size: Optional[Sequence[int]] = None) -> List[Row]:
+    """Count both forms of each model, at its own input size or at a given one; see :class:`Row`.
+
+    The paper's figures stand only beside the sizes that they are for. The train form is as trained, the deploy form as
+    :func:`rdpnet_timm.reparameterize` gives it; for a timm model without one the two are the same.
+
+    Raises:
+        RuntimeError: timm does not know a model, or the input size does not fit it.
+    """
+    rows = []
+    for name in models:
+        model = timm.create_model(name, pretrained=False)
+        own_size = tuple(model.pretrained_cfg["input_size"])
+        size = tuple(input_size or own_size)
+        paper = PAPER.get(name) if size == own_size else None
+        rows.append(Row(name, size, count(model, size), count(reparameterize(model), size), paper))
+    return rows
+
+
+def render(rows: Sequence[Row], output_format: str = "text") -> str:
+    """Write rows as ``text``, ``markdown``, ``csv`` or ``json``."""
+    header = ["model", "input", "params M", "deployed", "MACs M", "deployed", "paper: params M", "MFLOPs"]
+    cells = [
+        [
+            row.model,
+            "x".join(map(str, row.input_size)),
+            f"{row.train.params / 1e6:.2f}",
+            f"{row.deploy.params / 1e6:.2f}",
+            f"{row.train.macs / 1e6:.1f}",
+            f"{row.deploy.macs / 1e6:.1f}",
+            *(f"{figure:g}" for figure in row.paper or ()),
+        ]
+        for row in rows
+    ]
+    cells = [line + [""] * (len(header) - len(line)) for line in cells]
+    if output_format == "json":
+        fields = ("params", "macs", "deploy_params", "deploy_macs", "paper_params_m", "paper_mflops")
+        values = ((*row.train, *row.deploy, *(row.paper or (None, None))) for row in rows)
+        records = [
+            {"model": row.model, "input_size": list(row.input_size), **dict(zip(fields, figures))}
+            for row, figures in zip(rows, values)
+        ]
+        return json.dumps(records, indent=2)
+    if output_format == "csv":
+        return "\n".join(",".join(line) for line in [header, *cells])
+    if output_format == "markdown":
+        rule = ["---", "---", *["---:"] * (len(header) - 2)]
+        return "\n".join("| " + " | ".join(line) + " |" for line in [header, rule, *cells])
+    widths = [max(len(line[column]) for line in [header, *cells]) for column in range(len(header))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column < 2 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths))
+        )
+        for line in [header, *cells]
+    )
