@@ -1,0 +1,85 @@
+"""What OpenMMLab's packages need on today's torch, none of it changed where it already works.
+
+Since torch 2.6 checkpoints are read with ``weights_only=True``, which mmengine's own do not pass; mmcv-lite lacks
+compiled operators; and mmengine's distributed training takes a GPU for granted.
+"""
+
+import argparse
+import importlib.util
+import os
+import sys
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+__all__ = ["allow_checkpoint_types", "allow_distributed_cpu", "provide_mmcv_ext"]
+
+
+def provide_mmcv_ext() -> None:
+    """Let torchvision's operators stand in for ``mmcv._ext`` where mmcv has no compiled one.
+
+    The start-up hook does the same earlier; this is for ``RDPNET_AUTOLOAD=0`` and for copies that were not installed.
+    """
+    if "mmcv._ext" in sys.modules or os.environ.get("RDPNET_MMCV_EXT") == "0":
+        return
+    try:
+        if importlib.util.find_spec("mmcv._ext") is not None:
+            return
+    except ModuleNotFoundError:  # no mmcv at all
+        return
+    spec = importlib.util.spec_from_file_location("mmcv._ext", Path(__file__).with_name("mmcv_ext.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.modules["mmcv._ext"] = sys.modules["mmcv"]._ext = module
+
+
+def allow_checkpoint_types() -> None:
+    """Let torch's safe loader read the training state that mmengine and timm store beside the weights."""
+    from mmengine.logging import HistoryBuffer
+
+    # numpy's functions moved in numpy 2; a checkpoint may name either place
+    multiarray = getattr(np, "_core", getattr(np, "core", None)).multiarray
+    scalar, arrays = multiarray.scalar, multiarray._reconstruct
+    numpy_types = {type(np.dtype(kind)) for kind in np.typecodes["All"]}
+    torch.serialization.add_safe_globals(
+        [
+            argparse.Namespace,
+            HistoryBuffer,
+            np.dtype,
+            np.ndarray,
+            scalar,
+            arrays,
+            (scalar, "numpy.core.multiarray.scalar"),
+            (arrays, "numpy.core.multiarray._reconstruct"),
+            *numpy_types,
+        ]
+    )
+
+
+def allow_distributed_cpu() -> None:
+    """Let mmengine's ``launcher='pytorch'`` run on CPUs: gloo, no device ids, no SyncBN (torch has none there)."""
+    import mmengine.dist.utils as dist
+    from mmengine.model import MMDistributedDataParallel, revert_sync_batchnorm
+
+    if torch.cuda.is_available() or hasattr(dist._init_dist_pytorch, "__wrapped__"):
+        return
+    init_dist, init_model = dist._init_dist_pytorch, MMDistributedDataParallel.__init__
+
+    @wraps(init_dist)
+    def init_dist_on_cpu(backend: str, init_backend: str = "torch", **kwargs: Any) -> None:
+        if init_backend != "torch" or torch.accelerator.is_available():
+            return init_dist(backend, init_backend=init_backend, **kwargs)
+        torch.distributed.init_process_group(backend="gloo" if backend == "nccl" else backend, **kwargs)
+
+    @wraps(init_model)
+    def init_model_on_cpu(self: Any, module: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
+        if all(parameter.device.type == "cpu" for parameter in module.parameters()):
+            kwargs["device_ids"] = None
+            module = revert_sync_batchnorm(module)
+        init_model(self, module, *args, **kwargs)
+
+    dist._init_dist_pytorch = init_dist_on_cpu
+    MMDistributedDataParallel.__init__ = init_model_on_cpu

@@ -1,0 +1,67 @@
+"""Any timm model as an OpenMMLab backbone: the peers of the paper's Tables 6 and 7 in the same two frameworks."""
+
+from typing import Any, Dict, Optional, Sequence, Tuple
+
+import timm
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .checkpoint import load_pretrained
+
+__all__ = ["TimmBackbone"]
+
+
+@MODELS.register_module()
+class TimmBackbone(BaseModule):
+    """The feature maps of a timm model.
+
+    Args:
+        model_name: name in timm, e.g. ``mobilenetv2_050``.
+        out_indices: maps to return, as timm's ``features_only`` counts them.
+        output_stride: stride of the last map, where the model has one to give.
+        pretrained: timm's weights, downloaded; ``init_cfg`` loads a checkpoint instead.
+        norm_eval: keep batch norms in evaluation mode while training.
+        init_cfg: mmengine's initialisation; ``Pretrained`` takes checkpoints of timm's train.py.
+        **kwargs: further arguments of ``timm.create_model``, e.g. ``channel_multiplier``.
+    """
+
+    def __init__(
+        self,
+        model_name: str,
+        out_indices: Sequence[int] = (1, 2, 3, 4),
+        output_stride: Optional[int] = None,
+        pretrained: bool = False,
+        norm_eval: bool = False,
+        init_cfg: Optional[Dict[str, Any]] = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(init_cfg)
+        if output_stride is not None:
+            kwargs["output_stride"] = output_stride
+        self.norm_eval = norm_eval
+        self.timm_model = timm.create_model(
+            model_name, pretrained=pretrained, features_only=True, out_indices=tuple(out_indices), **kwargs
+        )
+        self.channels = self.timm_model.feature_info.channels()
+
+    def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
+        """``(N, 3, H, W)`` to the maps ``out_indices``."""
+        return tuple(self.timm_model(x))
+
+    def init_weights(self) -> None:
+        """Initialise as ``init_cfg`` says; see :func:`load_pretrained`."""
+        if self.init_cfg and self.init_cfg["type"] == "Pretrained":
+            load_pretrained(self.timm_model, self.init_cfg["checkpoint"], self.init_cfg.get("prefix"))
+            self._is_init = True
+        # else timm has initialised the model as its authors do
+
+    def train(self, mode: bool = True) -> "TimmBackbone":
+        """Set the mode; with ``norm_eval`` batch norms stay in evaluation mode."""
+        super().train(mode)
+        if mode and self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
