@@ -2,7 +2,7 @@
 _base_ = '../small/deeplabv3plus_rdpnet075_small.py'
 data_root = '{{$CAMVID:data/camvid}}'
 void = 11
-max_iters = 1000
+max_iters = 400
 classes = ('sky', 'building', 'pole', 'road', 'pavement', 'tree', 'sign', 'fence', 'car', 'pedestrian', 'bicyclist')
 palette = [[128, 128, 128], [128, 0, 0], [192, 192, 128], [128, 64, 128], [60, 40, 222], [128, 128, 0],
            [192, 128, 128], [64, 64, 128], [64, 0, 128], [64, 64, 0], [0, 128, 192]]
@@ -30,6 +30,7 @@ camvid = dict(
     seg_map_suffix='.png')
 
 train_dataloader = dict(
+    batch_size=4,
     dataset=dict(
         data_prefix=dict(img_path='images/train', seg_map_path='labels/train'), pipeline=train_pipeline, **camvid))
 val_dataloader = dict(
@@ -39,10 +40,10 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ignore_index=void)
 test_evaluator = val_evaluator
 
-train_cfg = dict(max_iters=max_iters, val_interval=500)
+train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=50),
     dict(type='PolyLR', eta_min=1e-5, power=0.9, begin=50, end=max_iters, by_epoch=False)
 ]
-default_hooks = dict(checkpoint=dict(interval=500))
+default_hooks = dict(checkpoint=dict(interval=max_iters))
 randomness = dict(seed=0)

@@ -1,4 +1,4 @@
-# The Faster R-CNN of RDPNet-0.75x at a size that trains from random weights on a CPU: pictures of 320, thinner neck and
+# The Faster R-CNN of RDPNet-0.75x at a size that trains from random weights on a CPU: pictures of 256, thinner neck and
 # head, fewer proposals, AdamW. For the demo and for trying out; not for comparing with anyone's figures.
 _base_ = '../faster_rcnn_rdpnet075_voc.py'
 model = dict(
@@ -15,13 +15,13 @@ model = dict(
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
-    dict(type='Resize', scale=(320, 320), keep_ratio=True),
+    dict(type='Resize', scale=(256, 256), keep_ratio=True),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackDetInputs')
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(320, 320), keep_ratio=True),
+    dict(type='Resize', scale=(256, 256), keep_ratio=True),
     dict(type='LoadAnnotations', with_bbox=True),
     dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'))
 ]
