@@ -1,0 +1,203 @@
+"""Small images, all in memory: reading them, and making batches of them on the device they lie on."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Tuple, Union
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .recipe import Recipe
+
+__all__ = ["Images", "augmented_batch", "mixed_batch", "normalized", "read_data"]
+
+
+@dataclass(frozen=True)
+class Images:
+    """Labelled images of one size.
+
+    Attributes:
+        pixels: uint8 ``(N, H, W, 3)``; colours last, so that batches come out in channels_last.
+        labels: int64 ``(N,)``.
+        classes: the names of the classes.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    classes: Tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: Union[str, torch.device]) -> "Images":
+        """The same images on ``device``."""
+        return Images(self.pixels.to(device), self.labels.to(device), self.classes)
+
+
+def read_data(source: str) -> Tuple[Images, Images]:
+    """Read training images and test images.
+
+    Args:
+        source: a folder that holds torchvision's ``cifar-10-batches-py`` or ``cifar-100-python``, a folder with
+            ``train.parquet`` and ``test.parquet`` (columns ``image``, an encoded image, and ``label``), or
+            ``digits``, the handwritten digits that come with scikit-learn.
+
+    Raises:
+        FileNotFoundError: there is none of these.
+        ValueError: an image that cannot be decoded or is of another size, a label outside the classes, train and test
+            images of different classes.
+    """
+    folder = Path(source)
+    if source == "digits":
+        train, test = _read_digits()
+    elif (folder / "train.parquet").is_file() and (folder / "test.parquet").is_file():
+        train, test = (_read_parquet(folder / f"{part}.parquet") for part in ("train", "test"))
+    elif (folder / "cifar-10-batches-py").is_dir():
+        train, test = (_read_torchvision("CIFAR10", folder, part) for part in (True, False))
+    elif (folder / "cifar-100-python").is_dir():
+        train, test = (_read_torchvision("CIFAR100", folder, part) for part in (True, False))
+    else:
+        raise FileNotFoundError(
+            f"no data in '{source}': expected a folder with cifar-10-batches-py or cifar-100-python in it "
+            '(python -c "import torchvision; torchvision.datasets.CIFAR10(\'FOLDER\', download=True)" makes one), a '
+            "folder with train.parquet and test.parquet, or the word 'digits'"
+        )
+    if train.classes != test.classes:
+        raise ValueError(
+            f"train and test images in '{source}' have different classes: {len(train.classes)} and "
+            f"{len(test.classes)}, {', '.join(train.classes[:5])}... and {', '.join(test.classes[:5])}..."
+        )
+    return train, test
+
+
+def _images(pixels: np.ndarray, labels: Any, classes: Tuple[str, ...], source: str) -> Images:
+    labels = torch.as_tensor(labels, dtype=torch.int64)
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
+        raise ValueError(
+            f"{source} has labels from {int(labels.min())} to {int(labels.max())}, expected 0 to {len(classes) - 1} "
+            f"for its {len(classes)} classes"
+        )
+    return Images(torch.from_numpy(pixels), labels, classes)
+
+
+def _read_torchvision(name: str, folder: Path, is_train: bool) -> Images:
+    from torchvision import datasets
+
+    try:
+        dataset = getattr(datasets, name)(str(folder), train=is_train, download=False)
+    except RuntimeError as error:  # torchvision checks the files' MD5 sums
+        raise ValueError(f"the {name} files in '{folder}' are incomplete or corrupt: {error}") from None
+    return _images(dataset.data, dataset.targets, tuple(dataset.classes), f"'{folder}'")
+
+
+def _read_parquet(path: Path) -> Images:
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError:
+        raise ImportError('reading parquet files needs pyarrow: pip install "rdpnet-timm[train]"') from None
+    from PIL import Image
+
+    try:
+        table = parquet.read_table(path, columns=["image", "label"])
+    except Exception as error:  # pyarrow raises its own kinds, and which one depends on what is broken
+        raise ValueError(
+            f"cannot read '{path}', expected a parquet file with columns image and label: {error}"
+        ) from None
+    labels = table["label"].to_numpy()
+    names = ((table.schema.metadata or {}).get(b"classes") or b"").decode()
+    classes = tuple(names.split(",")) if names else tuple(str(label) for label in range(int(labels.max()) + 1))
+    pixels = []
+    for row, encoded in enumerate(table["image"]):
+        content = encoded.as_py()
+        content = content["bytes"] if isinstance(content, dict) else content
+        try:
+            pixels.append(np.asarray(Image.open(io.BytesIO(content)).convert("RGB")))
+        except (OSError, TypeError, SyntaxError) as error:
+            raise ValueError(f"the image in row {row} of '{path}' cannot be decoded: {error}") from None
+        if pixels[-1].shape != pixels[0].shape:
+            raise ValueError(
+                f"the image in row {row} of '{path}' is {pixels[-1].shape[1]}x{pixels[-1].shape[0]}, expected "
+                f"{pixels[0].shape[1]}x{pixels[0].shape[0]} as the first one"
+            )
+    return _images(np.stack(pixels), labels, classes, f"'{path}'")
+
+
+def _read_digits() -> Tuple[Images, Images]:
+    """1437 training and 360 test digits, 8x8 in 17 shades of grey, enlarged to 32x32 in colour.
+
+    The test digits are the last fifth of the file.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise ImportError('the digits need scikit-learn: pip install "rdpnet-timm[train]"') from None
+    digits = load_digits()
+    grey = torch.from_numpy(digits.images).float()[:, None] * (255 / 16)
+    large = F.interpolate(grey, size=32, mode="bilinear", align_corners=False).round().to(torch.uint8)
+    pixels = large.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).contiguous().numpy()
+    classes = tuple(str(digit) for digit in range(10))
+    split = len(pixels) * 4 // 5
+    return (
+        _images(pixels[:split], digits.target[:split], classes, "digits"),
+        _images(pixels[split:], digits.target[split:], classes, "digits"),
+    )
+
+
+def augmented_batch(images: Images, indices: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
+    """The images ``indices``, flipped and cropped at random: uint8 ``(len(indices), 3, H, W)`` in channels_last.
+
+    Flip, crop and choice are one gather from the whole set. ``generator`` is one of the device of the images.
+    """
+    device, count = images.pixels.device, len(indices)
+    height, width = images.pixels.shape[1:3]
+
+    def positions(size: int) -> Tensor:
+        shift = torch.randint(
+            -recipe.crop_padding, recipe.crop_padding + 1, (count, 1), generator=generator, device=device
+        )
+        position = (torch.arange(size, device=device) + shift).abs()
+        return (size - 1) - ((size - 1) - position).abs()  # reflected at both borders
+
+    rows, columns = positions(height), positions(width)
+    if recipe.flip:
+        flips = torch.rand(count, 1, generator=generator, device=device) < 0.5
+        columns = torch.where(flips, columns.flip(1), columns)
+    return images.pixels[indices[:, None, None], rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def normalized(pixels: Tensor, mean: Tuple[float, ...], std: Tuple[float, ...]) -> Tensor:
+    """uint8 ``(N, 3, H, W)`` to float32 of mean 0 and deviation 1 a colour."""
+    scale = torch.tensor(std, device=pixels.device).mul(255).reciprocal().reshape(1, -1, 1, 1)
+    shift = torch.tensor(mean, device=pixels.device).div(torch.tensor(std, device=pixels.device)).reshape(1, -1, 1, 1)
+    return pixels.float() * scale - shift
+
+
+def mixed_batch(
+    x: Tensor, labels: Tensor, classes: int, recipe: Recipe, generator: torch.Generator
+) -> Tuple[Tensor, Tensor]:
+    """Cutout and mixup, as far as the recipe has them, on normalised images ``(N, 3, H, W)``.
+
+    Returns:
+        The images, and their labels, as probabilities ``(N, classes)`` where they were mixed.
+
+    Source: DeVries and Taylor, "Improved Regularization of Convolutional Neural Networks with Cutout", 2017; Zhang et
+    al., "mixup: Beyond Empirical Risk Minimization", 2018.
+    """
+    if recipe.cutout:
+        centre = torch.rand(2, len(x), 1, generator=generator, device=x.device)
+        inside = [
+            (torch.arange(size, device=x.device) - centre[axis] * size).abs() < recipe.cutout / 2
+            for axis, size in enumerate(x.shape[2:])
+        ]
+        x = x.masked_fill((inside[0][:, :, None] & inside[1][:, None, :])[:, None], 0.0)
+    if recipe.mixup:
+        # a beta variate as a ratio of gammas; torch's own sampler of these takes no generator
+        uniform = torch.rand((), generator=generator, device=x.device).item()
+        share = float(np.random.default_rng(int(uniform * 2**32)).beta(recipe.mixup, recipe.mixup))
+        order = torch.randperm(len(x), generator=generator, device=x.device)
+        targets = F.one_hot(labels, classes).float()
+        return torch.lerp(x[order], x, share), torch.lerp(targets[order], targets, share)
+    return x, labels

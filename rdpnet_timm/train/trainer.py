@@ -1,0 +1,327 @@
+"""One training run: resumable at any step, seeded, logged as JSON lines, its result evaluated in both forms."""
+
+import json
+import os
+import signal
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Union
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.optim import param_groups_weight_decay
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from ..convert import reparameterize
+from ..verify import evaluating
+from .data import Images, augmented_batch, mixed_batch, normalized
+from .recipe import Recipe
+
+__all__ = ["Evaluation", "Result", "Run", "evaluate", "train", "write_atomically"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is trained, and on what machine.
+
+    Attributes:
+        model: name of a timm model.
+        recipe: how to train.
+        seed: of the initialisation, the order of the images and their augmentation.
+        model_args: arguments of the model, such as ``shuffle_groups=0``.
+        device: 'cpu', 'cuda', ...
+        amp: autocast to bfloat16.
+        compile: mode of ``torch.compile`` ('default', 'reduce-overhead' for CUDA graphs, ...); '' does not compile.
+    """
+
+    model: str
+    recipe: Recipe
+    seed: int = 0
+    model_args: Tuple[Tuple[str, Any], ...] = ()
+    device: str = "cpu"
+    amp: bool = False
+    compile: str = ""
+
+    def create_model(self, classes: int) -> nn.Module:
+        """The model, initialised by the seed alone, in channels_last."""
+        torch.manual_seed(self.seed)
+        model = timm.create_model(self.model, num_classes=classes, **dict(self.model_args))
+        return model.to(device=self.device, memory_format=torch.channels_last)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """``correct`` of ``total`` images, and the mean cross-entropy."""
+
+    correct: int
+    total: int
+    loss: float
+
+    @property
+    def accuracy(self) -> float:
+        """In percent."""
+        return 100 * self.correct / self.total
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run: the model in train form, its test results in both forms, and a record for every epoch."""
+
+    model: nn.Module
+    train_form: Evaluation
+    deploy_form: Evaluation
+    history: List[Dict[str, float]]
+
+
+def write_atomically(path: Union[str, Path], write: Callable[[Path], Any]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, then rename it to ``path``."""
+    temporary = Path(f"{path}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def evaluate(model: nn.Module, images: Images, batch_size: int = 500, amp: bool = False) -> Evaluation:
+    """Classify ``images``, which lie on the model's device, in evaluation mode."""
+    correct = torch.zeros((), dtype=torch.int64, device=images.labels.device)
+    loss = torch.zeros((), dtype=torch.float64, device=images.labels.device)
+    with evaluating(model):
+        for pixels, labels in zip(images.pixels.split(batch_size), images.labels.split(batch_size)):
+            with torch.autocast(pixels.device.type, torch.bfloat16, enabled=amp):
+                logits = model(_normalized(pixels.permute(0, 3, 1, 2), model)).float()
+            if logits.shape[1] != len(images.classes):
+                raise ValueError(
+                    f"the model has {logits.shape[1]} classes, the images have {len(images.classes)}: "
+                    f"{', '.join(images.classes[:5])}...; take weights trained on these classes"
+                )
+            correct += (logits.argmax(1) == labels).sum()
+            loss += F.cross_entropy(logits, labels, reduction="sum").double()
+    return Evaluation(int(correct), len(images), float(loss) / len(images))
+
+
+def _normalized(pixels: Tensor, model: nn.Module) -> Tensor:
+    return normalized(pixels, model.pretrained_cfg["mean"], model.pretrained_cfg["std"])
+
+
+def train(
+    run: Run,
+    data: Tuple[Images, Images],
+    output: Union[str, Path],
+    report: Callable[[int, int, Dict[str, float]], None] = lambda step, steps, record: None,
+) -> Result:
+    """Train, from where a former call with the same ``output`` was stopped.
+
+    Every random number is a function of the seed and the number of the step, so a run that was stopped ends with the
+    same weights as one that was not, to the bit on a CPU with the same number of threads. It can be stopped by SIGTERM
+    or Ctrl-C, which writes a checkpoint, or in any other way, which loses five minutes at most.
+
+    Args:
+        run: what to train.
+        data: training images and test images.
+        output: a folder for ``checkpoint.pt`` and ``log.jsonl``, one line an epoch.
+        report: called after every step with its number, their total and, after an epoch, its record.
+
+    Raises:
+        ValueError: ``output`` holds another run, or fewer images than classes make no batch.
+        OSError: ``output`` cannot be written.
+        SystemExit: with status 143 or 130, after a signal.
+        FloatingPointError: the loss is not finite.
+    """
+    output = Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    training, test = (images.to(run.device) for images in data)
+    recipe, classes = run.recipe, len(training.classes)
+    batch_size = min(recipe.batch_size, len(training))
+    if not len(training) or not len(test):
+        raise ValueError(f"nothing to learn from: {len(training)} training images and {len(test)} test images")
+    epoch_steps = len(training) // batch_size
+    steps = max(1, round(recipe.epochs * epoch_steps))
+
+    model = run.create_model(classes)
+    ema = ModelEmaV3(model, decay=recipe.ema, use_warmup=True) if recipe.ema else None
+    groups = (
+        model.parameters() if recipe.decay_all else param_groups_weight_decay(model, recipe.weight_decay)
+    )
+    optimizer = torch.optim.SGD(
+        groups,
+        lr=recipe.learning_rate,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        weight_decay=recipe.weight_decay,
+    )
+    state = _Checkpoint(output / "checkpoint.pt", run, len(training), model, ema, optimizer)
+    step, history = state.load()
+    forward = torch.compile(model, mode=run.compile) if run.compile else model
+    generator = torch.Generator(run.device)
+    losses, hits = (torch.zeros((), device=run.device) for _ in range(2))
+    since, first = time.perf_counter(), step
+    saved = since
+
+    model.train()
+    with _stop_signals() as stopped:
+        while step < steps:
+            epoch = step / epoch_steps
+            if step % epoch_steps == 0 or step == first:
+                generator.manual_seed(_mixed(run.seed, step // epoch_steps, 1))
+                order = torch.randperm(len(training), generator=generator, device=run.device)
+                losses.zero_(), hits.zero_()
+                since, first = time.perf_counter(), step
+            generator.manual_seed(_mixed(run.seed, step, 2))
+            indices = order[step % epoch_steps * batch_size :][:batch_size]
+            x = _normalized(augmented_batch(training, indices, recipe, generator), model)
+            x, targets = mixed_batch(x, training.labels[indices], classes, recipe, generator)
+            if epoch < recipe.small_epochs:
+                x = F.interpolate(x, size=recipe.small_size, mode="bilinear", antialias=True)
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.learning_rate_at((step + 0.5) / epoch_steps)
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=run.amp):
+                logits = forward(x.contiguous(memory_format=torch.channels_last))
+                loss = F.cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            step += 1
+            if ema is not None:
+                ema.update(model, step)
+            losses += loss.detach()
+            hits += (logits.detach().argmax(1) == training.labels[indices]).sum()
+
+            record: Dict[str, float] = {}
+            if step % epoch_steps == 0 or step == steps:
+                count, seconds = step - first, time.perf_counter() - since
+                record = dict(
+                    epoch=round(step / epoch_steps, 4),
+                    learning_rate=optimizer.param_groups[0]["lr"],
+                    train_loss=float(losses) / count,
+                    train_accuracy=100 * float(hits) / (count * batch_size),
+                    seconds=round(seconds, 2),
+                    images_per_second=round(count * batch_size / seconds, 1),
+                )
+                if not record["train_loss"] < float("inf"):
+                    raise FloatingPointError(
+                        f"the loss is {record['train_loss']} in epoch {record['epoch']}: lower the learning rate "
+                        f"({recipe.learning_rate}); the checkpoint of the epoch before is in '{output}'"
+                    )
+                found = evaluate(reparameterize(ema.module if ema else model), test, amp=run.amp)
+                record.update(test_accuracy=found.accuracy, test_loss=found.loss)
+                history.append(record)
+                state.save(step, history)
+                _write_log(output / "log.jsonl", history)
+            elif stopped or time.perf_counter() - saved > 300:
+                state.save(step, history)
+                saved = time.perf_counter()
+            report(step, steps, record)
+            if stopped and step < steps:
+                print(f"stopped at step {step} of {steps}; the same command goes on from there", file=sys.stderr)
+                raise SystemExit(128 + stopped[0])
+
+    model = ema.module if ema is not None else model
+    return Result(
+        model,
+        evaluate(model, test, amp=run.amp),
+        evaluate(reparameterize(model), test, amp=run.amp),
+        history,
+    )
+
+
+def _mixed(*numbers: int) -> int:
+    """One seed of several numbers, each combination giving another."""
+    seed = 0
+    for number in numbers:
+        seed = (seed * 6364136223846793005 + number + 1442695040888963407) % 2**63
+    return seed
+
+
+@contextmanager
+def _stop_signals() -> Iterator[List[int]]:
+    """Collect SIGTERM and SIGINT in a list instead of dying of them; the second one kills as usual."""
+    received: List[int] = []
+
+    def receive(number: int, frame: Any) -> None:
+        received.append(number)
+        for each, handler in former.items():
+            signal.signal(each, handler)
+
+    former: Dict[int, Any] = {}
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            former[number] = signal.signal(number, receive)
+    except ValueError:  # signals can be had in the main thread only
+        pass
+    try:
+        yield received
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def _write_log(path: Path, history: List[Dict[str, float]]) -> None:
+    write_atomically(path, lambda file: file.write_text("".join(json.dumps(record) + "\n" for record in history)))
+
+
+class _Checkpoint:
+    """The state of a run on disk, and what run it belongs to."""
+
+    def __init__(
+        self,
+        path: Path,
+        run: Run,
+        images: int,
+        model: nn.Module,
+        ema: Optional[ModelEmaV3],
+        optimizer: torch.optim.Optimizer,
+    ) -> None:
+        self.path = path
+        self.recipe = run.recipe
+        self.description = dict(
+            model=run.model,
+            model_args=dict(run.model_args),
+            seed=run.seed,
+            images=images,
+            recipe=asdict(run.recipe),
+        )
+        self.parts: Dict[str, Any] = dict(model=model, optimizer=optimizer)
+        if ema is not None:
+            self.parts["ema"] = ema
+
+    def save(self, step: int, history: List[Dict[str, float]]) -> None:
+        content = dict(step=step, history=history, description=self.description)
+        content.update({name: part.state_dict() for name, part in self.parts.items()})
+        write_atomically(self.path, lambda file: torch.save(content, file))
+
+    def load(self) -> Tuple[int, List[Dict[str, float]]]:
+        """The step to go on from, and the records up to there."""
+        if not self.path.exists():
+            return 0, []
+        try:
+            content = torch.load(self.path, map_location="cpu", weights_only=True)
+            self._check(content["description"], content["history"])
+            for name, part in self.parts.items():
+                part.load_state_dict(content[name])
+        except (EOFError, KeyError, RuntimeError, OSError) as error:
+            raise ValueError(f"'{self.path}' is not a checkpoint of this run; delete it to start anew: {error}") from error
+        return content["step"], content["history"]
+
+    def _check(self, found: Dict[str, Any], history: List[Dict[str, float]]) -> None:
+        # Another number of epochs is still the same run as long as it asks for the same steps up to here.
+        former = Recipe(**found["recipe"])
+        expected = dict(self.description, recipe=dict(self.description["recipe"], epochs=former.epochs))
+        differing = [name for name in expected if expected[name] != found.get(name)]
+        if not differing and any(
+            former.learning_rate_at(record["epoch"]) != self.recipe.learning_rate_at(record["epoch"])
+            for record in history
+        ):
+            differing = ["recipe"]
+        if differing:
+            raise ValueError(
+                f"'{self.path}' belongs to another run, with "
+                + ", ".join(f"{name} {found.get(name)} rather than {self.description[name]}" for name in differing)
+                + "; name another output folder, or delete it"
+            )
