@@ -1,0 +1,158 @@
+"""What INT8 costs in accuracy, by runtime, and what equalisation and bias correction win back.
+
+``python -m rdpnet_timm.deploy.accuracy CHECKPOINT --data FOLDER -o OUTPUT`` writes ``accuracy.md`` and
+``accuracy.json``.
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..checkpoint import atomic_path, load_model
+from ..convert import reparameterize
+from ..train.data import Images, read_data
+from .bias import correct_bias
+from .calibration import Preprocessing
+from .equalize import equalize
+from .formats import FORMATS, to_onnx
+from .quantize import quantize_onnx, quantize_openvino
+
+__all__ = ["Row", "evaluate", "measure_accuracy"]
+
+
+class Row(NamedTuple):
+    """One variant: where it ran, what was done to it, its accuracy in percent, and its agreement with float."""
+
+    runtime: str
+    weights: str
+    equalized: bool
+    bias_correction: str
+    accuracy: float
+    agreement: float
+
+
+def _normalized(images: Images, preprocessing: Preprocessing, count: Optional[int] = None) -> np.ndarray:
+    indices = torch.linspace(0, len(images) - 1, min(count or len(images), len(images))).round().long()
+    pixels = images.pixels[indices].permute(0, 3, 1, 2).float() / 255
+    return preprocessing.normalize(pixels).contiguous().numpy()
+
+
+def _predict(path: Path, format_name: str, images: np.ndarray, threads: int) -> np.ndarray:
+    run = FORMATS[format_name].load(path, threads, {})
+    return np.concatenate([run(batch).argmax(1) for batch in np.array_split(images, max(1, len(images) // 100))])
+
+
+def evaluate(
+    model: nn.Module, train: Images, test: Images, calibration_images: int = 300, threads: int = 1
+) -> List[Row]:
+    """Accuracy of a model's float and INT8 variants on ``test``, calibrated on images of ``train``.
+
+    Args:
+        model: a trained RDPNet, or another model whose deploy form is a straight path.
+        train: where calibration images are from, spread evenly.
+        test: the test images.
+        calibration_images: how many.
+        threads: for the runtimes.
+    """
+    deployed = reparameterize(model).eval().requires_grad_(False)
+    preprocessing = Preprocessing.of(model)
+    calibration, images = _normalized(train, preprocessing, calibration_images), _normalized(test, preprocessing)
+    labels = test.labels.numpy()
+    with torch.no_grad():
+        reference = torch.cat([deployed(batch).argmax(1) for batch in torch.from_numpy(images).split(100)]).numpy()
+    rows: List[Row] = []
+
+    def add(runtime: str, weights: str, equalized: bool, bias_correction: str, predicted: np.ndarray) -> None:
+        accuracy, agreement = (100 * float((predicted == truth).mean()) for truth in (labels, reference))
+        rows.append(Row(runtime, weights, equalized, bias_correction, accuracy, agreement))
+        print(_line(rows[-1]), flush=True)
+
+    add("PyTorch", "float32", False, "", reference)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for equalized in (False, True):
+            plain = equalize(deployed).model if equalized else deployed
+            for ours in (False, True):
+                source, target = folder / "float.onnx", folder / "int8.onnx"
+                variant = correct_bias(plain, torch.from_numpy(calibration)) if ours else plain
+                to_onnx(variant, torch.from_numpy(images[:1]), source, dynamic_batch=True)
+                if not ours:
+                    for runtime, format_name in (("ONNX Runtime", "onnx"), ("OpenVINO", "openvino")):
+                        predicted = _predict(source, format_name, images, threads)
+                        add(runtime, "float32", equalized, "", predicted)
+                for per_channel in (True, False):
+                    quantize_onnx(source, target, calibration, per_channel)
+                    scales = "INT8 by channel" if per_channel else "INT8 by layer"
+                    correction = "ours" if ours else ""
+                    add("ONNX Runtime", scales, equalized, correction, _predict(target, "onnx", images, threads))
+                    if per_channel:
+                        predicted = _predict(target, "openvino", images, threads)
+                        add("OpenVINO, the same file", scales, equalized, correction, predicted)
+                for nncf_correction in (False, True):
+                    if ours and nncf_correction:
+                        continue
+                    xml = folder / "int8.xml"
+                    quantize_openvino(source, xml, calibration, nncf_correction)
+                    correction = "ours" if ours else "NNCF's" if nncf_correction else ""
+                    add(
+                        "OpenVINO (NNCF)",
+                        "INT8 by channel",
+                        equalized,
+                        correction,
+                        _predict(xml, "openvino", images, threads),
+                    )
+    return rows
+
+
+def _line(row: Row) -> str:
+    equalized = "yes" if row.equalized else "no"
+    return (
+        f"| {row.runtime} | {row.weights} | {equalized} | {row.bias_correction or 'no'} | {row.accuracy:.2f} | "
+        f"{row.agreement:.2f} |"
+    )
+
+
+def measure_accuracy(
+    source: str, data: str, output: Path, model: Optional[str] = None, calibration_images: int = 300, threads: int = 1
+) -> List[Row]:
+    """Evaluate a checkpoint (or a timm name with weights) and write ``accuracy.md`` and ``accuracy.json``.
+
+    ``data`` is what the trainer takes: 'digits', or a folder with CIFAR or with parquet files.
+    """
+    train, test = read_data(data)
+    rows = evaluate(load_model(source, model), train, test, calibration_images, threads)
+    output.mkdir(parents=True, exist_ok=True)
+    head = [
+        "| runtime | precision | equalised | bias correction | accuracy, % | agrees with float, % |",
+        "|---|---|---|---|---|---|",
+    ]
+    facts: Dict[str, Any] = dict(model=source, data=data, test_images=len(test), calibration_images=calibration_images)
+    with atomic_path(output / "accuracy.md") as path:
+        path.write_text("\n".join([*head, *map(_line, rows)]) + "\n")
+    with atomic_path(output / "accuracy.json") as path:
+        path.write_text(json.dumps({**facts, "rows": [row._asdict() for row in rows]}, indent=1) + "\n")
+    return rows
+
+
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    """The command line of this module."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("source", metavar="MODEL_OR_CHECKPOINT")
+    parser.add_argument("--model", metavar="NAME", help="timm name of the model, where the file does not say it")
+    parser.add_argument("--data", required=True, metavar="DATA", help="'digits', or a folder as the trainer reads it")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--calibration-images", type=int, default=300)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    measure_accuracy(args.source, args.data, args.output, args.model, args.calibration_images, args.threads)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""Images for calibration: from a folder, from a parquet file of encoded images, or random ones."""
+
+import io
+import math
+import warnings
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+
+import numpy as np
+import torch
+from timm.data import create_transform, resolve_model_data_config
+from torch import Tensor, nn
+
+from .extras import require
+
+__all__ = ["Calibration", "Preprocessing", "load_images", "random_images"]
+
+_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+
+class Preprocessing(NamedTuple):
+    """What happens to an image before the network.
+
+    Attributes:
+        input_size: ``(C, H, W)``.
+        resize: length of the shorter side after resizing, before the centre crop to ``(H, W)``.
+        interpolation: of the resizing.
+        mean: of the channels, for pixels of 0 to 1.
+        std: of the channels, for pixels of 0 to 1.
+        crop_pct: what of the resized image the crop keeps.
+        crop_mode: timm's name of how it crops.
+    """
+
+    input_size: Tuple[int, int, int]
+    resize: int
+    interpolation: str
+    mean: Tuple[float, ...]
+    std: Tuple[float, ...]
+    crop_pct: float
+    crop_mode: str
+
+    @classmethod
+    def of(cls, model: nn.Module, input_size: Optional[Sequence[int]] = None) -> "Preprocessing":
+        """That of a timm model, for images of another ``(C, H, W)`` where given."""
+        config: Dict[str, Any] = resolve_model_data_config(model)
+        channels, height, width = input_size or (
+            getattr(model, "in_chans", config["input_size"][0]),
+            *config["input_size"][1:],
+        )
+
+        def per_channel(values: Sequence[float]) -> Tuple[float, ...]:
+            return tuple(values) if len(values) == channels else (sum(values) / len(values),) * channels
+
+        return cls(
+            (channels, height, width),
+            math.floor(min(height, width) / config["crop_pct"]),
+            config["interpolation"],
+            per_channel(config["mean"]),
+            per_channel(config["std"]),
+            config["crop_pct"],
+            config["crop_mode"],
+        )
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """Pixels ``(N, C, H, W)`` of 0 to 1 as the network was trained on them."""
+        mean, std = (torch.tensor(values).reshape(1, -1, 1, 1) for values in (self.mean, self.std))
+        return (pixels - mean) / std
+
+
+class Calibration(NamedTuple):
+    """Images, and what is known of them.
+
+    Attributes:
+        pixels: ``(N, C, H, W)``, 0 to 1, resized and cropped, not normalised.
+        labels: ``(N,)``, where known.
+        source: where they are from; None for random ones.
+        class_names: where known.
+    """
+
+    pixels: Tensor
+    labels: Optional[np.ndarray] = None
+    source: Optional[str] = None
+    class_names: Optional[List[str]] = None
+
+
+def random_images(preprocessing: Preprocessing, count: int = 64) -> Calibration:
+    """Smooth random images, always the same, for want of real ones.
+
+    Warns that ranges measured on them are not those of real images.
+    """
+    warnings.warn(
+        "calibrating on random images: the ranges of activations on real ones will differ, so INT8 accuracy will be "
+        "worse than it has to be, and how much worse cannot be told from here; give a folder or a parquet of images",
+        stacklevel=2,
+    )
+    generator = torch.Generator().manual_seed(0)
+    channels, height, width = preprocessing.input_size
+    coarse = torch.rand(count, channels, 8, 8, generator=generator)
+    return Calibration(
+        torch.nn.functional.interpolate(coarse, size=(height, width), mode="bilinear", align_corners=False)
+    )
+
+
+def load_images(source: Union[str, Path], preprocessing: Preprocessing, limit: Optional[int] = 300) -> Calibration:
+    """Read images, at most ``limit`` of them, spread evenly over the source.
+
+    Args:
+        source: a folder, searched with its subfolders; or a parquet file with a column ``image`` of encoded images and
+            maybe one ``label``.
+        preprocessing: how to resize and crop them.
+        limit: None for all.
+
+    Raises:
+        FileNotFoundError: there is nothing at ``source``.
+        ValueError: it holds no images, one of them cannot be read, or their number of channels is not 1 or 3.
+    """
+    source = Path(source)
+    channels = preprocessing.input_size[0]
+    if channels not in (1, 3):
+        raise ValueError(f"images have 1 or 3 channels, and the model takes {channels}: calibrate it from arrays")
+    if source.is_dir():
+        names, images, labels, class_names = _from_folder(source, limit)
+    elif source.is_file():
+        names, images, labels, class_names = _from_parquet(source, limit)
+    else:
+        raise FileNotFoundError(f"no calibration images at '{source}': expected a folder of images or a parquet file")
+    require("PIL", "reading images")
+    transform = create_transform(
+        preprocessing.input_size,
+        interpolation=preprocessing.interpolation,
+        mean=(0.0,) * channels,
+        std=(1.0,) * channels,
+        crop_pct=preprocessing.crop_pct,
+        crop_mode=preprocessing.crop_mode,
+    )
+    pixels = [transform(_decode(data, name, "L" if channels == 1 else "RGB")) for name, data in zip(names, images)]
+    return Calibration(torch.stack(pixels), labels, str(source), class_names)
+
+
+def _decode(data: bytes, name: str, mode: str) -> Any:
+    from PIL import Image
+
+    try:
+        return Image.open(io.BytesIO(data)).convert(mode)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"cannot read the image {name} ({error}): mend or remove it") from None
+
+
+_Source = Tuple[List[str], Iterator[bytes], Optional[np.ndarray], Optional[List[str]]]
+
+
+def _spread(count: int, limit: Optional[int]) -> np.ndarray:
+    return np.unique(np.linspace(0, count - 1, min(count, limit or count)).round().astype(int))
+
+
+def _from_folder(folder: Path, limit: Optional[int]) -> _Source:
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES and not p.name.startswith("."))
+    if not paths:
+        raise ValueError(f"no images in the folder '{folder}': expected files ending in {', '.join(_SUFFIXES)}")
+    paths = [paths[index] for index in _spread(len(paths), limit)]
+    return [f"'{path}'" for path in paths], (path.read_bytes() for path in paths), None, None
+
+
+def _from_parquet(path: Path, limit: Optional[int]) -> _Source:
+    parquet = require("pyarrow.parquet", "reading parquet files")
+    arrow = require("pyarrow", "reading parquet files")
+    try:
+        table = parquet.read_table(path)
+    except (arrow.ArrowException, OSError) as error:
+        raise ValueError(f"'{path}' is not a whole parquet file ({str(error).splitlines()[0]})") from None
+    if "image" not in table.column_names or not len(table):
+        raise ValueError(f"expected a column 'image' with encoded images in '{path}', got {table.column_names}")
+    table = table.take(_spread(len(table), limit))
+    labels = np.array(table["label"].to_pylist()) if "label" in table.column_names else None
+    cells = (cell["bytes"] if isinstance(cell, dict) else cell for cell in table["image"].to_pylist())
+    return [f"{i} of '{path}'" for i in range(len(table))], cells, labels, _class_names(table)
+
+
+def _class_names(table: Any) -> Optional[List[str]]:
+    """Class names from the schema's metadata, as a JSON list under any key that speaks of names or classes."""
+    import json
+
+    for key, value in (table.schema.metadata or {}).items():
+        if key.decode() in ("classes", "class_names", "names", "label_names"):
+            try:
+                return [str(name) for name in json.loads(value)]
+            except (ValueError, TypeError):
+                return value.decode().split(",")
+    return None

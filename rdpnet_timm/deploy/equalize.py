@@ -1,0 +1,188 @@
+"""Cross-layer equalisation: the same function, with weights that lose less in INT8.
+
+ReLU is positively homogeneous, ``ReLU(s * x) == s * ReLU(x)`` for ``s > 0``, so a factor may move from the output
+channels of one layer to the input channels of the next without changing the function. On a straight path of
+convolutions that holds along the whole length, from the stem through all layers to the classifier.
+
+Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019, section 4.1.
+"""
+
+from copy import deepcopy
+from itertools import pairwise
+from typing import List, NamedTuple, Optional, Union
+
+import torch
+import torch.nn.functional as F
+from timm.layers import SelectAdaptivePool2d
+from torch import Tensor, fx, nn
+
+from ..reparam import Kernel, float64
+
+__all__ = [
+    "Equalization",
+    "Layer",
+    "NotStraight",
+    "equalize",
+    "groups_of",
+    "kernel_of",
+    "scale_inputs",
+    "scale_outputs",
+    "straight_path",
+]
+
+Layer = Union[nn.Conv2d, nn.Linear]
+
+# f(s * x) == s * f(x) channel by channel for every s > 0: factors pass through these unchanged
+_HOMOGENEOUS = (
+    nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Identity, nn.Dropout, nn.Flatten, nn.MaxPool2d, nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, SelectAdaptivePool2d,
+)  # fmt: skip
+_HOMOGENEOUS_FUNCTIONS = (F.relu, torch.relu, torch.flatten, F.adaptive_avg_pool2d, F.max_pool2d, F.dropout)
+_HOMOGENEOUS_METHODS = ("relu", "flatten", "contiguous")
+
+
+class NotStraight(ValueError):
+    """The model is no straight path of convolutions and ReLUs, so no factor can move along it."""
+
+
+class Equalization(NamedTuple):
+    """``model``: equalised; ``sweeps``: how many it took; ``largest_change``: of a factor, in the last of them."""
+
+    model: nn.Module
+    sweeps: int
+    largest_change: float
+
+
+def scale_outputs(kernel: Kernel, factors: Tensor) -> Kernel:
+    """The convolution whose output channel ``i`` is ``factors[i]`` times the given one's; ``factors (out,)``."""
+    return Kernel(kernel.weight * factors.reshape(-1, *[1] * (kernel.weight.ndim - 1)), kernel.bias * factors)
+
+
+def scale_inputs(kernel: Kernel, factors: Tensor, groups: int = 1) -> Kernel:
+    """The convolution that gives the same for ``x`` as the given one for ``factors * x``; ``factors (in,)``."""
+    weight = kernel.weight.unflatten(0, (groups, -1))  # (groups, out / groups, in / groups, ...)
+    spread = factors.reshape(groups, 1, -1, *[1] * (weight.ndim - 3))
+    return Kernel((weight * spread).flatten(0, 1), kernel.bias)
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return isinstance(module, (nn.Conv2d, nn.Linear, *_HOMOGENEOUS)) or super().is_leaf_module(module, name)
+
+
+def straight_path(model: nn.Module) -> List[Layer]:
+    """The convolutions and linear layers of a model in their order, if it is one straight path of them.
+
+    Between them there may be what is positively homogeneous: ReLU, pooling, flattening, dropout.
+
+    Raises:
+        NotStraight: something else is there, or the path branches; the message names the place.
+    """
+    advice = "cross-layer equalisation needs one straight path of convolutions and ReLUs"
+    try:
+        nodes = list(_Tracer().trace(model).nodes)
+    except Exception as error:  # a model's forward may raise anything when it is traced
+        raise NotStraight(f"{advice}; this model cannot be traced ({error})") from None
+    layers: List[Layer] = []
+    for previous, node in pairwise(nodes):
+        inputs = node.all_input_nodes
+        if node.op == "placeholder" or inputs != [previous] or len(previous.users) > 1:
+            raise NotStraight(
+                f"{advice}, and this model branches at '{node.name}', which has the inputs "
+                f"{[i.name for i in inputs]}; a train-form model must be reparameterised first"
+            )
+        module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            layers.append(module)
+        elif not _is_homogeneous(node, module):
+            raise NotStraight(f"{advice}, and '{node.name}' ({module or node.target}) is none of these")
+    if len({id(layer) for layer in layers}) < len(layers):
+        raise NotStraight(f"{advice}, and this model uses a layer twice")
+    for first, second in pairwise(layers):
+        if _out_channels(first) != _in_channels(second):
+            raise NotStraight(
+                f"{advice}; {second} does not have the {_out_channels(first)} outputs of {first} as its inputs"
+            )
+    return layers
+
+
+def _is_homogeneous(node: fx.Node, module: Optional[nn.Module]) -> bool:
+    if node.op == "call_module":
+        return isinstance(module, _HOMOGENEOUS)
+    if node.op == "call_function":
+        return node.target in _HOMOGENEOUS_FUNCTIONS
+    return node.op == "output" or (node.op == "call_method" and node.target in _HOMOGENEOUS_METHODS)
+
+
+def _in_channels(layer: Layer) -> int:
+    return layer.in_channels if isinstance(layer, nn.Conv2d) else layer.in_features
+
+
+def _out_channels(layer: Layer) -> int:
+    return layer.out_channels if isinstance(layer, nn.Conv2d) else layer.out_features
+
+
+def groups_of(layer: Layer) -> int:
+    """Groups of a convolution; a linear layer has one."""
+    return layer.groups if isinstance(layer, nn.Conv2d) else 1
+
+
+def kernel_of(layer: Layer) -> Kernel:
+    """Weight, in float64, and bias of a layer, which is zero where it has none."""
+    weight = float64(layer.weight)
+    return Kernel(weight, weight.new_zeros(len(weight)) if layer.bias is None else float64(layer.bias))
+
+
+def _ranges(kernel: Kernel) -> Kernel:
+    """A kernel's largest absolute weights ``(out, in / groups)``: all that equalisation has to know of it."""
+    return Kernel(
+        kernel.weight.abs().flatten(2).amax(2) if kernel.weight.ndim > 2 else kernel.weight.abs(), kernel.bias
+    )
+
+
+def _input_ranges(ranges: Kernel, groups: int) -> Tensor:
+    return ranges.weight.unflatten(0, (groups, -1)).amax(1).flatten()
+
+
+def equalize(model: nn.Module, inplace: bool = False, tolerance: float = 1e-2, max_sweeps: int = 1000) -> Equalization:
+    """Equalise the channel ranges of a straight path, from the first layer to the classifier.
+
+    Each sweep gives every channel between two layers the same range ``sqrt(r1 * r2)`` in both, ``r1`` being the
+    largest absolute weight that makes it and ``r2`` the largest that reads it. A sweep disturbs what it did one layer
+    before, so sweeps are repeated until no factor differs from 1 by more than ``tolerance``.
+
+    Args:
+        model: a straight path: an RDPNet in its deploy form, for one. The outputs stay the same in exact arithmetic.
+        inplace: change ``model`` itself rather than a copy.
+        tolerance: when to stop.
+        max_sweeps: when to stop at the latest.
+
+    Raises:
+        NotStraight: the model is not a straight path.
+    """
+    if not inplace:
+        model = deepcopy(model)
+    layers = straight_path(model)
+    kernels = [kernel_of(layer) for layer in layers]
+    ranges = [_ranges(kernel) for kernel in kernels]
+    total = [torch.ones(len(kernel.bias), dtype=torch.float64) for kernel in kernels[:-1]]
+    change, sweeps = float("inf"), 0
+    while change > tolerance and sweeps < max_sweeps:
+        change, sweeps = 0.0, sweeps + 1
+        for index, layer in enumerate(layers[1:]):
+            outputs, inputs = ranges[index].weight.amax(1), _input_ranges(ranges[index + 1], groups_of(layer))
+            factors = torch.sqrt(inputs / outputs)
+            factors[(outputs == 0) | (inputs == 0)] = 1.0  # a dead channel may have any range
+            ranges[index] = scale_outputs(ranges[index], factors)
+            ranges[index + 1] = scale_inputs(ranges[index + 1], 1 / factors, groups_of(layer))
+            total[index] *= factors
+            change = max(change, float((factors - 1).abs().max()))
+    for index, (factors, layer) in enumerate(zip(total, layers[1:])):
+        kernels[index] = scale_outputs(kernels[index], factors)
+        kernels[index + 1] = scale_inputs(kernels[index + 1], 1 / factors, groups_of(layer))
+    with torch.no_grad():
+        for layer, kernel in zip(layers, kernels):
+            layer.weight.copy_(kernel.weight)
+            if layer.bias is not None:
+                layer.bias.copy_(kernel.bias)
+    return Equalization(model, sweeps, change)

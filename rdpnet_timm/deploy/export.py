@@ -1,0 +1,378 @@
+"""Export of a model: reparameterise, write, read back in the runtime, compare, and only then give it its name."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..bench.timing import measure
+from ..convert import reparameterize
+from ..verify import evaluating
+from .bias import correct_bias
+from .calibration import Calibration, Preprocessing, random_images
+from .equalize import NotStraight, equalize
+from .formats import FORMATS, Format, Runner, available_threads, known_format
+from .normalize import fold_normalization
+from .quantize import QUANTIZERS
+
+__all__ = ["Artifact", "Difference", "export"]
+
+
+class Difference(NamedTuple):
+    """How far an artefact's logits are from those of the PyTorch deploy form.
+
+    Attributes:
+        largest: largest absolute difference, as a fraction of the largest logit.
+        rms: root mean square of the difference, as a fraction of that of the logits.
+        agreement: share of images with the same first class.
+        images: how many were compared.
+    """
+
+    largest: float
+    rms: float
+    agreement: float
+    images: int
+
+    @classmethod
+    def between(cls, expected: np.ndarray, actual: np.ndarray) -> "Difference":
+        """Compare logits ``(N, classes)``; all is infinite where one is not a finite number."""
+        if expected.shape != actual.shape:
+            raise RuntimeError(
+                f"the artefact returns the shape {actual.shape} where the model returns {expected.shape}"
+            )
+        error = actual.astype(np.float64) - expected
+        largest = float(np.abs(error).max() / np.abs(expected).max())
+        rms = float(np.sqrt((error**2).mean() / (expected.astype(np.float64) ** 2).mean()))
+        same = expected.reshape(len(expected), -1).argmax(1) == actual.reshape(len(actual), -1).argmax(1)
+        if not (np.isfinite(largest) and np.isfinite(rms)):
+            largest = rms = float("inf")
+        return cls(largest, rms, float(same.mean()), len(expected))
+
+
+@dataclass
+class Artifact:
+    """An exported model.
+
+    Attributes:
+        path: the main file; ``files`` has all of them, the JSON last.
+        format: 'onnx', 'openvino', 'torch-export' or 'torchscript'.
+        precision: 'float32' or 'int8'.
+        on_random: difference on random images.
+        on_real: difference on calibration images, where given.
+        size: of all files but the JSON, in bytes.
+        threads: the fastest number of threads.
+        options: the fastest runtime options.
+        latency_ms: shortest time of one image with these.
+        tried: shortest time in ms of one image by threads and options.
+    """
+
+    path: Path
+    format: str
+    precision: str
+    on_random: Difference
+    on_real: Optional[Difference]
+    size: int
+    threads: int = 1
+    options: Dict[str, Any] = field(default_factory=dict)
+    latency_ms: float = float("nan")
+    tried: Dict[str, float] = field(default_factory=dict)
+    files: List[Path] = field(default_factory=list)
+
+
+def export(
+    model: nn.Module,
+    output: Union[str, Path],
+    formats: Sequence[str] = ("onnx",),
+    name: Optional[str] = None,
+    int8: bool = False,
+    calibration: Optional[Calibration] = None,
+    input_size: Optional[Sequence[int]] = None,
+    dynamic_batch: bool = False,
+    pixel_range: Optional[float] = None,
+    border: str = "subtract",
+    equalization: Optional[bool] = None,
+    bias_correction: bool = True,
+    class_names: Optional[Sequence[str]] = None,
+    tolerance: float = 1e-4,
+    int8_tolerance: float = 0.3,
+    rounds: int = 20,
+) -> List[Artifact]:
+    """Export a classification model in one or several formats; all of them succeed, or nothing is written.
+
+    Args:
+        model: any timm model; its reparameterisable blocks are merged. It is left as it is.
+        output: the folder to write to, made where needed.
+        formats: of 'onnx', 'openvino', 'torch-export', 'torchscript'.
+        name: of the files, without suffix; by default the model's.
+        int8: write INT8 artefacts beside the float ones; for 'onnx' and 'openvino'.
+        calibration: images for INT8, and for the comparison; random ones, with a warning, where INT8 has none.
+        input_size: ``(C, H, W)``; by default the model's own.
+        dynamic_batch: let the artefact take any number of images.
+        pixel_range: let the artefact take plain pixels of 0 to this value, 1 or 255, and normalise them itself.
+        border: how normalisation treats it, see :func:`~rdpnet_timm.deploy.normalize.fold_normalization`.
+        equalization: equalise before INT8; by default where the model is a straight path.
+        bias_correction: correct biases for the rounding of the weights.
+        class_names: in the order of the logits.
+        tolerance: largest difference of a float artefact, as a fraction of the largest logit.
+        int8_tolerance: the same for INT8, root mean squares; on the calibration images where given.
+        rounds: timed calls for each set of runtime options, at most; the slow ones get fewer.
+
+    Raises:
+        ValueError: an unknown format, one without INT8, sizes or names that do not fit.
+        NotStraight: ``equalization`` is asked of a model which is no straight path.
+        ImportError: a package is missing; the message names the line that installs it.
+        OSError: ``output`` cannot be written.
+        RuntimeError: an artefact differs from the model by more than is tolerated.
+    """
+    chosen = {format_name: known_format(format_name) for format_name in formats}
+    if not chosen:
+        raise ValueError(f"no format was asked for; choose from {', '.join(FORMATS)}")
+    if int8 and not set(chosen) & set(QUANTIZERS):
+        raise ValueError(f"INT8 is for the formats {', '.join(QUANTIZERS)}, got {', '.join(chosen)}")
+    if pixel_range not in (None, 1, 255):
+        raise ValueError(f"pixels are of 0 to 1 or of 0 to 255, got {pixel_range}")
+    if class_names is not None and len(class_names) != getattr(model, "num_classes", len(class_names)):
+        raise ValueError(f"expected the names of {model.num_classes} classes, got {len(class_names)}")
+    deployed = reparameterize(model).float().cpu().eval().requires_grad_(False)
+    preprocessing = Preprocessing.of(model, input_size)
+    name = name or _name(model)
+    tests = _test_images(preprocessing, calibration)
+
+    def prepared(plain: nn.Module) -> nn.Module:
+        if pixel_range is None:
+            return plain
+        return fold_normalization(
+            plain, preprocessing.mean, preprocessing.std, pixel_range, border, preprocessing.input_size[1:]
+        ).requires_grad_(False)
+
+    def as_input(pixels: Tensor) -> np.ndarray:
+        return (preprocessing.normalize(pixels) if pixel_range is None else pixels * pixel_range).numpy()
+
+    with evaluating(deployed):
+        expected = {kind: deployed(preprocessing.normalize(pixels)).numpy() for kind, pixels in tests.items()}
+    inputs = {kind: as_input(pixels) for kind, pixels in tests.items()}
+    example = torch.from_numpy(inputs["random"][:1])
+    with _all_or_nothing(Path(output)) as folder:
+        jobs: List[Tuple[str, str, Path, Dict[str, Any]]] = []
+        float_model = prepared(deployed)
+        for format_name, kind in chosen.items():
+            path = folder / f"{name}{kind.suffixes[0]}"
+            kind.write(float_model, example, path, dynamic_batch)
+            jobs.append((format_name, "float32", path, {}))
+        if int8:
+            calibration = calibration or random_images(preprocessing)
+            to_quantize, steps = _ready_for_int8(
+                deployed, preprocessing.normalize(calibration.pixels), equalization, bias_correction
+            )
+            int8_model = prepared(to_quantize)
+            for format_name in set(chosen) & set(QUANTIZERS):
+                kind = chosen[format_name]
+                with tempfile.TemporaryDirectory() as scratch:
+                    source = Path(scratch) / f"equalized{kind.suffixes[0]}"
+                    kind.write(int8_model, example, source, dynamic_batch)
+                    path = folder / f"{name}-int8{kind.suffixes[0]}"
+                    QUANTIZERS[format_name](source, path, as_input(calibration.pixels))
+                steps = {**steps, "calibration": calibration.source or "random", "images": len(calibration.pixels)}
+                jobs.append((format_name, "int8", path, steps))
+        artifacts = []
+        for format_name, precision, path, steps in jobs:
+            kind = chosen[format_name]
+            artifact = _checked(kind, format_name, precision, path, inputs, expected, dynamic_batch)
+            _require(artifact, tolerance if precision == "float32" else int8_tolerance)
+            _tune(artifact, kind, example.numpy(), rounds)
+            sidecar = path.with_name(path.name + ".json")
+            names = class_names or (calibration and calibration.class_names) or _known_class_names(model)
+            facts = _facts(model, artifact, preprocessing, pixel_range, dynamic_batch, names, steps)
+            sidecar.write_text(json.dumps(facts, indent=1) + "\n")
+            artifact.files.append(sidecar)
+            artifacts.append(artifact)
+    for artifact in artifacts:
+        artifact.files = [Path(output) / file.name for file in artifact.files]
+        artifact.path = artifact.files[0]
+    return artifacts
+
+
+def _name(model: nn.Module) -> str:
+    config = getattr(model, "pretrained_cfg", None) or {}
+    parts = [config.get("architecture") or type(model).__name__.lower(), config.get("tag")]
+    return ".".join(part for part in parts if part and part != "untrained")
+
+
+def _test_images(preprocessing: Preprocessing, calibration: Optional[Calibration]) -> Dict[str, Tensor]:
+    """Pixels by kind: random ones, and real ones where there are."""
+    images = {"random": torch.rand(4, *preprocessing.input_size, generator=torch.Generator().manual_seed(0))}
+    if calibration is not None:
+        if calibration.pixels.shape[1:] != preprocessing.input_size:
+            raise ValueError(
+                f"the model takes images {preprocessing.input_size}, and the calibration images are "
+                f"{tuple(calibration.pixels.shape[1:])}: load them with this model's preprocessing"
+            )
+        images["real"] = calibration.pixels[:64]
+    return images
+
+
+def _ready_for_int8(
+    deployed: nn.Module, images: Tensor, equalization: Optional[bool], bias_correction: bool
+) -> Tuple[nn.Module, Dict[str, Any]]:
+    """The same function with weights that bear INT8, and what was done to it."""
+    steps: Dict[str, Any] = {"equalized": False, "bias_corrected": bias_correction}
+    model = deployed
+    if equalization is not False:
+        try:
+            model, sweeps, _ = equalize(model)
+            steps["equalized"], steps["sweeps"] = True, sweeps
+        except NotStraight as error:
+            if equalization:
+                raise
+            steps["not_equalized_because"] = str(error)
+    return (correct_bias(model, images) if bias_correction else model), steps
+
+
+@contextmanager
+def _all_or_nothing(output: Path) -> Iterator[Path]:
+    """A scratch folder in ``output``, whose files move up at the end; an error leaves ``output`` as it was."""
+    made = next((folder for folder in [*reversed(output.parents), output] if not folder.exists()), None)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=output, prefix=".export-"))
+    except OSError as error:
+        raise type(error)(f"cannot write to '{output}' ({error.strerror or error}): choose another folder") from None
+    try:
+        yield scratch
+        for file in sorted(scratch.iterdir()):
+            os.replace(file, output / file.name)
+        made = None
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        if made is not None:
+            shutil.rmtree(made, ignore_errors=True)
+
+
+def _run(runner: Runner, images: np.ndarray, batched: bool) -> np.ndarray:
+    batches = [images] if batched else images[:, None]
+    return np.concatenate([np.array(runner(np.ascontiguousarray(batch))) for batch in batches])
+
+
+def _checked(
+    kind: Format,
+    format_name: str,
+    precision: str,
+    path: Path,
+    inputs: Dict[str, np.ndarray],
+    expected: Dict[str, np.ndarray],
+    batched: bool,
+) -> Artifact:
+    runner = kind.load(path, 1, {})
+    difference = {name: Difference.between(expected[name], _run(runner, inputs[name], batched)) for name in inputs}
+    stem = path.name.removesuffix(kind.suffixes[0])
+    files = [path.with_name(stem + suffix) for suffix in kind.suffixes]
+    size = sum(file.stat().st_size for file in files)
+    return Artifact(path, format_name, precision, difference["random"], difference.get("real"), size, files=files)
+
+
+def _require(artifact: Artifact, tolerance: float) -> None:
+    found = {"random": artifact.on_random, "real": artifact.on_real}
+    if artifact.precision == "int8":  # calibrated for the one kind of image, it owes nothing to the other
+        found = {"real": artifact.on_real} if artifact.on_real else {"random": artifact.on_random}
+    for images, difference in found.items():
+        if difference is None:
+            continue
+        value = difference.rms if artifact.precision == "int8" else difference.largest
+        if not value <= tolerance:
+            raise RuntimeError(
+                f"{artifact.path.name} differs from the model by {value:.2e} on {images} images, and the tolerance is "
+                f"{tolerance:.0e}; nothing was written"
+            )
+
+
+def _tune(artifact: Artifact, kind: Format, image: np.ndarray, rounds: int, seconds: float = 3.0) -> None:
+    """Find the fastest threads and options, and write them into ``artifact``."""
+    choices = {
+        f"{threads} thread{'s' * (threads > 1)}, {_spelled(options)}": (threads, options)
+        for threads in available_threads()
+        for options in kind.options
+    }
+    runners = {label: kind.load(artifact.path, *choice) for label, choice in choices.items()}
+    contestants = {label: lambda run=run: run(image) for label, run in runners.items()}
+    first = measure(contestants, 1, warmup=1)
+    contestants = {
+        label: call
+        for label, call in contestants.items()
+        if first.minimum(label) < 5 * min(map(first.minimum, choices))
+    }
+    turn = 2 * sum(first.minimum(label) for label in contestants) / 1e3
+    timed = measure(contestants, max(1, min(rounds, int(seconds / turn))), warmup=1)
+    artifact.tried = {label: round(timed.minimum(label), 4) for label in contestants}
+    fastest = min(contestants, key=timed.minimum)
+    artifact.threads, artifact.options = choices[fastest]
+    artifact.latency_ms = artifact.tried[fastest]
+
+
+def _spelled(options: Dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in options.items()) or "defaults"
+
+
+def _known_class_names(model: nn.Module) -> Optional[Sequence[str]]:
+    return (getattr(model, "pretrained_cfg", None) or {}).get("label_names")
+
+
+def _facts(
+    model: nn.Module,
+    artifact: Artifact,
+    preprocessing: Preprocessing,
+    pixel_range: Optional[float],
+    dynamic_batch: bool,
+    class_names: Optional[Sequence[str]],
+    steps: Dict[str, Any],
+) -> Dict[str, Any]:
+    """What the JSON beside an artefact says."""
+    packages = ["rdpnet-timm", "torch", "timm", *FORMATS[artifact.format].packages]
+    if artifact.precision == "int8" and artifact.format == "openvino":
+        packages.append("nncf")
+    measured = asdict(artifact)
+    for name in ("on_random", "on_real"):
+        difference = getattr(artifact, name)
+        measured[name] = difference and difference._asdict()
+    return {
+        "model": _name(model),
+        "format": artifact.format,
+        "precision": artifact.precision,
+        "num_classes": getattr(model, "num_classes", None),
+        "classes": list(class_names) if class_names is not None else None,
+        "input": {
+            "shape": ["batch" if dynamic_batch else 1, *preprocessing.input_size],
+            "dtype": "float32",
+            "layout": "NCHW",
+            "values": "normalised" if pixel_range is None else f"plain pixels, 0 to {pixel_range:g}",
+            "pixel_range": pixel_range,
+        },
+        "preprocessing": preprocessing._asdict(),
+        "quantization": steps or None,
+        "difference": {"on_random": measured["on_random"], "on_real": measured["on_real"]},
+        "runtime": {
+            "threads": artifact.threads,
+            "options": artifact.options,
+            "latency_ms": artifact.latency_ms,
+            "tried_ms": artifact.tried,
+        },
+        "size_bytes": artifact.size,
+        "sha256": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in artifact.files},
+        "versions": {package: _version(package) for package in packages},
+    }
+
+
+def _version(package: str) -> Optional[str]:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,183 @@
+"""The formats: how a model is written in each, and how its runtime runs the file."""
+
+import contextlib
+import os
+import warnings
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Tuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .extras import require
+
+__all__ = ["FORMATS", "Format", "Runner", "fold_constants", "known_format", "to_onnx", "to_openvino"]
+
+Runner = Callable[[np.ndarray], np.ndarray]
+Options = Mapping[str, Any]
+
+
+class Format(NamedTuple):
+    """One format.
+
+    Attributes:
+        suffixes: of its files, the main one first.
+        packages: what its runtime is, for the versions.
+        write: ``(model, example, path, dynamic_batch)``.
+        load: ``(path, threads, options)`` to a function from images to logits.
+        options: sets of runtime options worth trying, the runtime's own defaults first.
+    """
+
+    suffixes: Tuple[str, ...]
+    packages: Tuple[str, ...]
+    write: Callable[[nn.Module, Tensor, Path, bool], None]
+    load: Callable[[Path, int, Options], Runner]
+    options: Tuple[Dict[str, Any], ...]
+
+
+def known_format(name: str) -> Format:
+    """The format of this name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in FORMATS:
+        raise ValueError(f"there is no format '{name}'; choose from {', '.join(FORMATS)}")
+    return FORMATS[name]
+
+
+def to_onnx(model: nn.Module, example: Tensor, path: Path, dynamic_batch: bool = False) -> None:
+    """Write an ONNX file with the input ``image`` and the output ``logits``.
+
+    The tracing exporter keeps pooling and flattening one node each, where the newer one spells them out; a model that
+    it cannot trace goes to the newer one.
+    """
+    require("onnx", "export to ONNX")
+    names: Dict[str, Any] = dict(input_names=["image"], output_names=["logits"])
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of being the older exporter, and of every shape that is a constant here
+        try:
+            axes = {name: {0: "batch"} for name in ("image", "logits")} if dynamic_batch else None
+            torch.onnx.export(model, (example,), path, dynamo=False, opset_version=17, dynamic_axes=axes, **names)
+        except (RuntimeError, TypeError, torch.onnx.errors.OnnxExporterError):
+            require("onnxscript", "export of this model to ONNX")
+            shapes = {"dynamic_shapes": ({0: torch.export.Dim("batch")},)} if dynamic_batch else {}
+            if dynamic_batch:
+                example = example.repeat(2, 1, 1, 1)  # torch.export takes a batch of one for a constant
+            torch.onnx.export(
+                model, (example,), path, dynamo=True, external_data=False, verbose=False, **names, **shapes
+            )
+
+
+def _load_onnx(path: Path, threads: int, options: Options) -> Runner:
+    runtime = require("onnxruntime", "running ONNX models")
+    session_options = runtime.SessionOptions()
+    session_options.intra_op_num_threads = threads
+    session_options.log_severity_level = 3
+    for name, value in options.items():
+        session_options.add_session_config_entry(name, str(value))
+    session = runtime.InferenceSession(str(path), session_options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda images: session.run(None, {name: images})[0]
+
+
+def to_openvino(model: nn.Module, example: Tensor, path: Path, dynamic_batch: bool = False) -> None:
+    """Write OpenVINO's ``.xml`` and ``.bin``, by way of ONNX."""
+    openvino = require("openvino", "export to OpenVINO")
+    onnx_path = path.with_suffix(".intermediate.onnx")
+    try:
+        to_onnx(model, example, onnx_path, dynamic_batch)
+        openvino.save_model(fold_constants(openvino.Core().read_model(onnx_path)), path, compress_to_fp16=False)
+    finally:
+        onnx_path.unlink(missing_ok=True)
+
+
+def fold_constants(model: Any) -> Any:
+    """An OpenVINO model with its constant expressions computed.
+
+    Without it a depthwise weight is ``Reshape(Constant)``: NNCF then takes its scales by kernel column, not by
+    channel, and OpenVINO, which can make no INT8 kernel of that, runs every depthwise convolution in float.
+    """
+    from openvino.passes import ConstantFolding, Manager
+
+    manager = Manager()
+    manager.register_pass(ConstantFolding())
+    manager.run_passes(model)
+    return model
+
+
+def _load_openvino(path: Path, threads: int, options: Options) -> Runner:
+    openvino = require("openvino", "running OpenVINO models")
+    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, **options}
+    request = openvino.Core().compile_model(str(path), "CPU", settings).create_infer_request()
+    return lambda images: request.infer({0: images}, share_inputs=True)[0]
+
+
+def _to_torch_export(model: nn.Module, example: Tensor, path: Path, dynamic_batch: bool = False) -> None:
+    shapes = {"dynamic_shapes": ({0: torch.export.Dim("batch")},)} if dynamic_batch else {}
+    if dynamic_batch:
+        example = example.repeat(2, 1, 1, 1)  # a batch of one would be taken for a constant
+    torch.export.save(torch.export.export(model, (example,), **shapes), path)
+
+
+def _load_torch_export(path: Path, threads: int, options: Options) -> Runner:
+    return _torch_runner(torch.export.load(path).module(), threads)
+
+
+def _to_torchscript(model: nn.Module, example: Tensor, path: Path, dynamic_batch: bool = False) -> None:
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # shapes are constants here, and TorchScript is called outdated
+        torch.jit.save(torch.jit.freeze(torch.jit.trace(model, example)), path)
+
+
+def _load_torchscript(path: Path, threads: int, options: Options) -> Runner:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _torch_runner(torch.jit.load(path, map_location="cpu"), threads)
+
+
+def _torch_runner(module: Callable[[Tensor], Tensor], threads: int) -> Runner:
+    def run(images: np.ndarray) -> np.ndarray:
+        with torch.no_grad(), _torch_threads(threads):
+            return module(torch.from_numpy(images)).numpy()
+
+    return run
+
+
+@contextlib.contextmanager
+def _torch_threads(threads: int) -> Any:
+    before = torch.get_num_threads()
+    if before != threads:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        if before != threads:
+            torch.set_num_threads(before)
+
+
+def available_threads() -> List[int]:
+    """Numbers of threads worth trying: one, and one a core."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return sorted({1, cores})
+
+
+FORMATS: Dict[str, Format] = {
+    "onnx": Format(
+        (".onnx",),
+        ("onnx", "onnxruntime"),
+        to_onnx,
+        _load_onnx,
+        ({}, {"session.set_denormal_as_zero": "1"}, {"session.intra_op.allow_spinning": "0"}),
+    ),
+    "openvino": Format(
+        (".xml", ".bin"),
+        ("openvino",),
+        to_openvino,
+        _load_openvino,
+        ({}, {"CPU_DENORMALS_OPTIMIZATION": True}, {"ENABLE_CPU_PINNING": False}),
+    ),
+    "torch-export": Format((".pt2",), ("torch",), _to_torch_export, _load_torch_export, ({},)),
+    "torchscript": Format((".torchscript.pt",), ("torch",), _to_torchscript, _load_torchscript, ({},)),
+}

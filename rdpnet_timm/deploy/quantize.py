@@ -1,0 +1,98 @@
+"""INT8: ONNX Runtime's static quantisation, and NNCF's for OpenVINO; weights by channel in both."""
+
+import contextlib
+import io
+import logging
+import tempfile
+from pathlib import Path
+from typing import Any, Dict, Iterator, Optional
+
+import numpy as np
+
+from .extras import require
+from .formats import fold_constants
+
+__all__ = ["QUANTIZERS", "quantize_onnx", "quantize_openvino"]
+
+
+def quantize_onnx(source: Path, target: Path, images: np.ndarray, per_channel: bool = True) -> None:
+    """Quantise a float ONNX file to INT8 in the QDQ form, which OpenVINO reads as well.
+
+    Activations are unsigned and weights signed (the pair that VNNI multiplies), and weights symmetric. Behind a ReLU an
+    activation's smallest value is zero, and so is its zero point.
+
+    Args:
+        source: the float model.
+        target: where to.
+        images: calibration images ``(N, C, H, W)`` as the model takes them.
+        per_channel: one scale an output channel rather than one a layer.
+    """
+    quantization = require("onnxruntime.quantization", "INT8 in ONNX Runtime")
+    onnx = require("onnx", "INT8 in ONNX Runtime")
+    name = onnx.load(source, load_external_data=False).graph.input[0].name
+
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[name-defined]
+        def __init__(self) -> None:
+            self.batches: Iterator[np.ndarray] = iter(images[:, None])
+
+        def get_next(self) -> Optional[Dict[str, np.ndarray]]:
+            batch = next(self.batches, None)
+            return None if batch is None else {name: batch}
+
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        prepared = Path(folder) / "prepared.onnx"
+        quantization.quant_pre_process(source, prepared, skip_symbolic_shape=True)
+        quantization.quantize_static(
+            prepared,
+            target,
+            Reader(),
+            quant_format=quantization.QuantFormat.QDQ,
+            per_channel=per_channel,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            extra_options={"WeightSymmetric": True, "ActivationSymmetric": False},
+        )
+
+
+def quantize_openvino(source: Path, target: Path, images: np.ndarray, fast_bias_correction: bool = True) -> None:
+    """Quantise a float OpenVINO (or ONNX) file to INT8 by NNCF.
+
+    Args:
+        source: the float model.
+        target: the ``.xml`` to write, and a ``.bin`` beside it.
+        images: calibration images ``(N, C, H, W)`` as the model takes them.
+        fast_bias_correction: NNCF's own bias correction by the mean of each layer's output.
+    """
+    openvino = require("openvino", "INT8 in OpenVINO")
+    nncf = require("nncf", "INT8 in OpenVINO")
+    with _quiet():
+        model = fold_constants(openvino.Core().read_model(source))
+        quantized = nncf.quantize(
+            model,
+            nncf.Dataset(list(images[:, None])),
+            preset=nncf.QuantizationPreset.PERFORMANCE,  # symmetric: zero points cost time, and ReLU needs none
+            subset_size=len(images),
+            advanced_parameters=nncf.AdvancedQuantizationParameters(
+                disable_bias_correction=not fast_bias_correction, smooth_quant_alphas=_no_smooth_quant(nncf)
+            ),
+        )
+        openvino.save_model(quantized, target, compress_to_fp16=False)
+
+
+def _no_smooth_quant(nncf: Any) -> Any:
+    return nncf.AdvancedSmoothQuantParameters(convolution=-1, matmul=-1)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the quantisers' progress bars and advice off the screen."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
+
+
+QUANTIZERS = {"onnx": quantize_onnx, "openvino": quantize_openvino}
