@@ -37,6 +37,7 @@ class Reparameterizable(nn.Module):
     """
 
     __jit_unused_properties__ = ["is_deployed"]
+    __jit_ignored_attributes__ = ["_train_form_args"]  # not of one type, so not for TorchScript
 
     _train_form_args: Dict[str, Any]
 
@@ -392,6 +393,6 @@ class RDPModule(Reparameterizable):
             folded = permute_inputs(Kernel(pointwise.weight.detach(), pointwise.bias.detach()), permutation)
             with torch.no_grad():
                 pointwise.weight.copy_(folded.weight)
-            self.shuffle = nn.Identity()
+            self.shuffle = nn.Identity().train(self.training)
         if pointwise.stride != (1, 1):
             depthwise.stride, pointwise.stride = pointwise.stride, (1, 1)
