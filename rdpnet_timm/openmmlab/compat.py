@@ -7,6 +7,7 @@ compiled operators; and mmengine's distributed training takes a GPU for granted.
 import argparse
 import importlib.util
 import os
+import pickle
 import sys
 from functools import wraps
 from pathlib import Path
@@ -40,21 +41,29 @@ def allow_checkpoint_types() -> None:
     """Let torch's safe loader read the training state that mmengine and timm store beside the weights."""
     from mmengine.logging import HistoryBuffer
 
+    if not hasattr(
+        torch.serialization, "get_unsafe_globals_in_checkpoint"
+    ):  # torch < 2.6, which is not safe by default
+        return
+
+    def history_method(owner: type, name: str) -> Any:
+        """``getattr``, by which mmengine stores a history's methods, of nothing but these."""
+        if owner is HistoryBuffer and name in ("min", "max", "mean", "current"):
+            return getattr(owner, name)
+        raise pickle.UnpicklingError(f"a checkpoint asks for {name} of {owner}, which is not loaded")
+
     # numpy's functions moved in numpy 2; a checkpoint may name either place
     multiarray = getattr(np, "_core", getattr(np, "core", None)).multiarray
-    scalar, arrays = multiarray.scalar, multiarray._reconstruct
-    numpy_types = {type(np.dtype(kind)) for kind in np.typecodes["All"]}
     torch.serialization.add_safe_globals(
         [
             argparse.Namespace,
             HistoryBuffer,
+            (history_method, "builtins.getattr"),
             np.dtype,
             np.ndarray,
-            scalar,
-            arrays,
-            (scalar, "numpy.core.multiarray.scalar"),
-            (arrays, "numpy.core.multiarray._reconstruct"),
-            *numpy_types,
+            *{type(np.dtype(kind)) for kind in np.typecodes["All"]},
+            *((multiarray.scalar, f"numpy.{place}.multiarray.scalar") for place in ("core", "_core")),
+            *((multiarray._reconstruct, f"numpy.{place}.multiarray._reconstruct") for place in ("core", "_core")),
         ]
     )
 

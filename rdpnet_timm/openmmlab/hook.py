@@ -3,6 +3,7 @@
 from functools import wraps
 from typing import Any, Dict, List, Optional
 
+import torch
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
@@ -160,10 +161,15 @@ def converted_parts(model: nn.Module, deployed: nn.Module) -> List[str]:
         if any(callable(getattr(module, method, None)) for method in ("reparameterize", "fuse", "switch_to_deploy")):
             path = name.split(".") if name else []
             merged = dict(deployed.named_modules()).get(name)
-            if merged is None or list(dict(merged.named_parameters())) != list(dict(module.named_parameters())):
+            if merged is None or not _same_state(module, merged):
                 known = parts.setdefault(path[0] if path else "", path)
                 parts[path[0] if path else ""] = [a for a, b in zip(known, path) if a == b]
     return sorted(".".join(path) for path in parts.values())
+
+
+def _same_state(a: nn.Module, b: nn.Module) -> bool:
+    ours, theirs = a.state_dict(), b.state_dict()
+    return list(ours) == list(theirs) and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def count_macs(module: nn.Module, x: Tensor) -> int:
