@@ -1,0 +1,144 @@
+"""Pictures of results: latency against accuracy, and latency along a sweep of depth, width or resolution."""
+
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Sequence, Tuple
+
+from .report import Result, describe_run, rows
+from .tables import DEPLOY, TABLES
+
+__all__ = ["draw", "pareto_front"]
+
+OURS, THEIRS, LINES = "#c0392b", "#4c6a87", ("#c0392b", "#2f6fa8", "#3c8c5a")
+MARKERS = ("o", "s", "^")
+_DIRECTIONS = ((7, 0), (-7, 0), (0, 9), (0, -9), (6, 7), (-6, 7), (6, -7), (-6, -7))
+Row = Mapping[str, Any]
+
+
+def draw(result: Result, directory: Path) -> List[Path]:
+    """Draw the picture of a table that has one as ``TABLE.png``, and return its path, or no path."""
+    lines = [row for row in rows(result) if row["form"] == DEPLOY]
+    if not lines or result["table"] not in TABLES:
+        return []
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    table = TABLES[result["table"]]
+    if table.accuracy:
+        figure = _accuracy_figure(pyplot, lines, table.accuracy)
+    elif any(entry.x is not None for comparison in table.comparisons for entry in comparison.entries):
+        figure = _sweep_figure(pyplot, result, lines)
+    else:
+        return []
+    figure.suptitle(f"{table.title} (batch 1, {result['machine']['cpu']})", fontsize=10)
+    path = directory / f"{result['table']}.png"
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+    return [path]
+
+
+def pareto_front(points: Mapping[str, Tuple[float, float]]) -> List[str]:
+    """Names of the ``(latency, accuracy)`` points that no other one beats in both, the fastest first."""
+    front: List[str] = []
+    for name in sorted(points, key=lambda name: (points[name][0], -points[name][1])):
+        if not front or points[name][1] > points[front[-1]][1]:
+            front.append(name)
+    return front
+
+
+def _panels(pyplot: Any, lines: Sequence[Row], height: float) -> Tuple[Any, Dict[Tuple[str, int], Any]]:
+    """A figure with one panel per backend and number of threads."""
+    keys = list(dict.fromkeys((row["backend"], row["threads"]) for row in lines))
+    figure, axes = pyplot.subplots(1, len(keys), figsize=(5.2 * len(keys), height), squeeze=False, layout="constrained")
+    for (backend, threads), axis in zip(keys, axes[0]):
+        axis.set_title(describe_run({"backend": backend, "threads": threads}), fontsize=10)
+        axis.grid(alpha=0.3)
+    return figure, dict(zip(keys, axes[0]))
+
+
+def _accuracy_figure(pyplot: Any, lines: Sequence[Row], accuracy: Mapping[str, float]) -> Any:
+    figure, panels = _panels(pyplot, lines, 5.2)
+    for (backend, threads), axis in panels.items():
+        points = {
+            row["network"]: (row["min_ms"], accuracy[row["network"]])
+            for row in lines
+            if (row["backend"], row["threads"]) == (backend, threads) and row["network"] in accuracy
+        }
+        front = pareto_front(points)
+        axis.plot(*zip(*(points[name] for name in front)), "--", color="#999999", linewidth=1, zorder=1)
+        for name, point in points.items():
+            marker, area = ("*", 90) if _is_ours(name) else ("o", 28)
+            axis.scatter(*point, color=_colour(name), marker=marker, s=area)
+        axis.margins(x=0.12, y=0.1)
+        axis.set(xscale="log", xlabel="shortest time, ms (log scale)", ylabel="ImageNet top-1, %, as published")
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter("{x:g}")
+        axis.tick_params(axis="x", which="both", labelsize=8)
+        _label(figure, axis, points)
+    return figure
+
+
+def _is_ours(name: str) -> bool:
+    return name.startswith("RDPNet")
+
+
+def _colour(name: str) -> str:
+    return OURS if _is_ours(name) else THEIRS
+
+
+def _label(figure: Any, axis: Any, points: Mapping[str, Tuple[float, float]]) -> None:
+    """Write each point's name at the nearest place where it covers least: other names, points, the panel's edge."""
+    figure.canvas.draw()
+    pixels = [axis.transData.transform(point) for point in points.values()]
+    boxes: List[Any] = []
+
+    def covers(box: Any) -> int:
+        edge = not (axis.bbox.contains(box.x0, box.y0) and axis.bbox.contains(box.x1, box.y1))
+        return sum(map(box.overlaps, boxes)) + sum(box.contains(*pixel) for pixel in pixels) + edge
+
+    places = [(dx * far, dy * far - 3) for far in (1, 2, 3, 4) for dx, dy in _DIRECTIONS]
+    for name in sorted(points, key=lambda name: -points[name][1]):
+        texts = [
+            axis.annotate(
+                name,
+                points[name],
+                place,
+                textcoords="offset points",
+                ha={-1: "right", 0: "center", 1: "left"}[(place[0] > 0) - (place[0] < 0)],
+                fontsize=7,
+                color=_colour(name),
+            )
+            for place in places
+        ]
+        costs = [covers(text.get_window_extent()) for text in texts]
+        chosen = texts.pop(costs.index(min(costs)))
+        for text in texts:
+            text.remove()
+        boxes.append(chosen.get_window_extent())
+
+
+def _sweep_figure(pyplot: Any, result: Result, lines: Sequence[Row]) -> Any:
+    """A row of panels per backend: one for each comparison, and one over MACs where widths are compared."""
+    table = TABLES[result["table"]]
+    points = {entry.name: entry for comparison in table.comparisons for entry in comparison.entries}
+    panels = [(comparison.title, comparison.title, comparison.x_label) for comparison in table.comparisons]
+    if result["table"] == "scaling":
+        panels.insert(0, ("The same widths over MACs", table.comparisons[0].title, "M MACs"))
+    runs = list(dict.fromkeys((row["backend"], row["threads"]) for row in lines))
+    size = (4.4 * len(panels), 3.4 * len(runs))
+    figure, axes = pyplot.subplots(len(runs), len(panels), figsize=size, squeeze=False, layout="constrained")
+    for (backend, threads), line_of_axes in zip(runs, axes):
+        for (title, comparison, x_label), axis in zip(panels, line_of_axes):
+            own = [row for row in lines if (row["backend"], row["threads"]) == (backend, threads)]
+            own = [row for row in own if row["comparison"] == comparison]
+            for index, series in enumerate(dict.fromkeys(points[row["network"]].series for row in own)):
+                curve = [row for row in own if points[row["network"]].series == series]
+                x = [row["macs"] / 1e6 if x_label == "M MACs" else points[row["network"]].x for row in curve]
+                style = dict(color=LINES[index], marker=MARKERS[index], markersize=4, linewidth=1.3, label=series)
+                axis.plot(x, [row["min_ms"] for row in curve], **style)
+            axis.set_title(f"{title}\n{describe_run({'backend': backend, 'threads': threads})}", fontsize=9)
+            axis.set(xlabel=x_label, ylabel="shortest time, ms", ylim=(0, None))
+            axis.grid(alpha=0.3)
+            axis.legend(fontsize=7)
+    return figure

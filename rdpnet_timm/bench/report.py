@@ -1,0 +1,252 @@
+"""Results as files: JSON with every sample, CSV with a row per figure, Markdown to read.
+
+A result is the plain dict that its JSON file holds; everything else is made from it, so that a table can be written
+anew without measuring anew: ``python -m rdpnet_timm.bench.report DIR docs/benchmarks.md``.
+"""
+
+import csv
+import io
+import json
+import os
+import sys
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence
+
+from .tables import DEPLOY, TABLES, Entry
+from .timing import Interrupted, Measurement, measure
+
+__all__ = ["Result", "Start", "describe_run", "entry_facts", "markdown", "measure_run", "rows", "splice", "write"]
+
+Result = Dict[str, Any]
+# start(description, runs done, runs in all) gives progress(turns done, turns in all)
+Start = Callable[[str, int, int], Callable[[int, int], None]]
+
+
+def measure_run(
+    result: Result, functions: Mapping[str, Callable[[], object]], progress: Callable[[int, int], object], **facts: Any
+) -> None:
+    """Time ``functions`` and append the run to the result, what an interruption leaves of it as well.
+
+    Args:
+        result: gets the run; says how many rounds.
+        functions: what to call, by contestant.
+        progress: as :func:`.timing.measure` takes it.
+        facts: ``comparison``, ``reference`` (a contestant), ``backend``, ``threads``, ``contestants`` (by name: name,
+            form, size, params, macs) and ``failures`` (by name: why it could not run).
+    """
+    warmup = 1 if result["quick"] else 3
+    try:
+        measurement = measure(functions, result["rounds"], warmup, progress=progress, primed=facts.pop("primed", True))
+    except Interrupted as interrupted:
+        _append(result, interrupted.measurement, facts)
+        raise
+    _append(result, measurement, facts)
+
+
+def _append(result: Result, measurement: Measurement, facts: Dict[str, Any]) -> None:
+    pairs = combinations(measurement.samples, 2) if all(measurement.samples.values()) else ()
+    ratios = [{"of": a, "to": b, **measurement.ratio(a, b)._asdict()} for a, b in pairs]
+    result["runs"].append({**facts, "measurement": measurement.to_dict(), "ratios": ratios})
+
+
+def describe_run(run: Mapping[str, Any]) -> str:
+    """Backend and threads, as a heading says them."""
+    return f"{run['backend']}, {run['threads']} thread{'s' if run['threads'] != 1 else ''}"
+
+
+def rows(result: Result) -> Iterator[Dict[str, Any]]:
+    """One row for each contestant of each run: medians and minima in ms, and the ratio to the reference of the run."""
+    for run in result["runs"]:
+        measurement = Measurement.from_dict(run["measurement"])
+        reference = run["reference"]
+        if not measurement.samples[reference]:
+            continue
+        for key, contestant in run["contestants"].items():
+            ratio = measurement.ratio(key, reference)
+            verdict = "tie" if ratio.is_tie else "slower" if ratio.estimate > 1 else "faster"
+            yield {
+                "table": result["table"],
+                "comparison": run["comparison"],
+                "network": contestant["name"],
+                "form": contestant["form"],
+                "backend": run["backend"],
+                "threads": run["threads"],
+                "size": "x".join(map(str, contestant["size"])),
+                "params": contestant["params"],
+                "macs": contestant["macs"],
+                "rounds": len(measurement.samples[key]),
+                "median_ms": round(measurement.median(key), 4),
+                "min_ms": round(measurement.minimum(key), 4),
+                "ratio": round(ratio.estimate, 4),
+                "ratio_low": round(ratio.low, 4),
+                "ratio_high": round(ratio.high, 4),
+                "ratio_of_minima": round(measurement.minimum(key) / measurement.minimum(reference), 4),
+                "verdict": "reference" if key == reference else verdict,
+                **_extra(contestant.get("extra", {}), measurement.median(key)),
+            }
+
+
+def _extra(extra: Mapping[str, Any], median: float) -> Dict[str, Any]:
+    """What only training has: the batch, the peak memory, and images per second."""
+    return {**extra, "images/s": round(extra["batch"] / median * 1e3, 1)} if extra else {}
+
+
+def markdown(result: Result, details: bool = True) -> str:
+    """The result as Markdown: the conditions, a table per comparison, warnings, and with ``details`` every figure."""
+    parts = [f"### {result['title']}", _conditions(result)]
+    if result["quick"]:
+        parts.append("**A quick run, to see that everything works: its times are not to be quoted.**")
+    if not result["complete"]:
+        parts.append("**Unfinished, or interrupted: what is here was measured, the rest is missing.**")
+    by_comparison: Dict[str, List[Dict[str, Any]]] = {}
+    for row in rows(result):
+        by_comparison.setdefault(row["comparison"], []).append(row)
+    for title, group in by_comparison.items():
+        parts += ([f"#### {title}"] if len(by_comparison) > 1 else []) + [_summary(result, group)]
+    last_form = "train" if result["table"] == "training" else "deploy"
+    parts.append(
+        f"Times are medians in ms; the factor is the time over that of the network in bold in its {last_form} form, "
+        "above 1 being slower; *tie*: the 95 % interval of the factor holds 1. Parameters and MACs are those of the "
+        f"{last_form} form."
+    )
+    parts += [text for text in (_paper_note(result), result["note"]) if text]
+    parts += _warnings(result)
+    if details and by_comparison:
+        every = [row for group in by_comparison.values() for row in group]
+        parts.append(f"<details><summary>Every figure</summary>\n\n{_table(every[0], every)}\n\n</details>")
+    return "\n\n".join(parts) + "\n"
+
+
+def _conditions(result: Result) -> str:
+    machine = result["machine"]
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items() if number[0].isdigit())
+    return (
+        f"{result['date'][:10]}, {machine['cpu']}, {machine['cores']} cores, {machine['capability']}"
+        f"{', ' + machine['gpu'] if machine['gpu'] else ''}; {versions}; {result['rounds']} rounds; "
+        f"`{result['command']}`"
+    )
+
+
+def _summary(result: Result, group: Sequence[Mapping[str, Any]]) -> str:
+    """A line per network; a column per backend, form and number of threads."""
+    paper = TABLES[result["table"]].paper if result["table"] in TABLES else None
+    reference = next(row["network"] for row in group if row["verdict"] == "reference")
+    many_threads = len({row["threads"] for row in group}) > 1
+    columns: Dict[Any, str] = {}
+    for row in sorted(group, key=lambda row: (_order(result, row["backend"]), row["threads"])):
+        has_many_forms = len({each["form"] for each in group if each["backend"] == row["backend"]}) > 1
+        heading = row["backend"] + (f", {row['form']}" if has_many_forms else "")
+        heading += f", {row['threads']} threads" if many_threads else ""
+        columns.setdefault((row["backend"], row["threads"], row["form"]), heading)
+    cells = {(row["network"], row["backend"], row["threads"], row["form"]): row for row in group}
+    lines = []
+    for network in dict.fromkeys(row["network"] for row in group):
+        own = [row for row in group if row["network"] == network]
+        row = next((row for row in own if row["form"] == DEPLOY), own[-1])
+        line = {"network": f"**{network}**" if network == reference else network}
+        line |= {"M params": f"{row['params'] / 1e6:.2f}", "M MACs": f"{row['macs'] / 1e6:.0f}"}
+        line |= {name: f"{row[name]:,}" for name in ("batch", "images/s", "peak MB") if name in row}
+        if paper:
+            for index, column in enumerate(paper.columns):
+                line[f"paper: {column}"] = _paper_cell(paper.rows, network, reference, index, column)
+        for column, heading in columns.items():
+            line[heading] = _cell(cells.get((network, *column)))
+        lines.append(line)
+    return _table(lines[0], lines)
+
+
+def _order(result: Result, backend: str) -> int:
+    return list(dict.fromkeys(run["backend"] for run in result["runs"])).index(backend)
+
+
+def _cell(row: Optional[Mapping[str, Any]]) -> str:
+    if row is None:
+        return ""
+    factor = {"reference": "", "tie": f" ({row['ratio']:.2f}x, tie)"}.get(row["verdict"], f" ({row['ratio']:.2f}x)")
+    return f"{row['median_ms']:.{2 if row['median_ms'] < 100 else 0}f}{factor}"
+
+
+def _paper_cell(rows: Mapping[str, Sequence[Any]], network: str, reference: str, index: int, column: str) -> str:
+    if network not in rows or rows[network][index] is None:
+        return ""
+    value = rows[network][index]
+    compared = column.startswith("CPU") and network != reference
+    return f"{value} ({value / rows[reference][index]:.2f}x)" if compared else f"{value}"
+
+
+def _paper_note(result: Result) -> str:
+    return TABLES[result["table"]].paper.note if result["table"] in TABLES else ""
+
+
+def _warnings(result: Result) -> List[str]:
+    """What could not be ranked or measured, and where others used the machine meanwhile."""
+    lines = []
+    for run in result["runs"]:
+        measurement = Measurement.from_dict(run["measurement"])
+        where = f"{run['comparison']}, {describe_run(run)}"
+        if measurement.is_noisy:
+            before, after = (f"{load or 0:.0f} %" for load in (measurement.load_before, measurement.load_after))
+            lines.append(f"- {where}: other programs used {before} of the machine before the run and {after} after it")
+        if any(measurement.samples.values()):
+            ties = "; ".join(f"{a} and {b}" for a, b in measurement.ties())
+            lines += [f"- {where}: too noisy to rank (tie): {ties}"] if ties else []
+        lines += [f"- {where}: {key} could not be measured: {reason}" for key, reason in run["failures"].items()]
+    return ["Warnings:\n\n" + "\n".join(lines)] if lines else []
+
+
+def _table(header: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> str:
+    text = [list(header), ["---", *["---:"] * (len(header) - 1)]]
+    text += [[str(line.get(column, "")) for column in header] for line in lines]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in text)
+
+
+def write(result: Result, directory: Path) -> List[Path]:
+    """Write ``TABLE.json``, ``TABLE.csv`` and ``TABLE.md``, each as a whole or not at all, and return their paths."""
+    lines = list(rows(result))
+    table = io.StringIO()
+    writer = csv.DictWriter(table, list(dict.fromkeys(name for line in lines for name in line)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    texts = {"json": json.dumps(result, indent=1), "csv": table.getvalue(), "md": markdown(result)}
+    paths = []
+    for ending, text in texts.items():
+        path = directory / f"{result['table']}.{ending}"
+        partial = path.with_name(f".{path.name}.part")
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+        paths.append(path)
+    return paths
+
+
+def entry_facts(entry: Entry, form: str, params: int, macs: int) -> Dict[str, Any]:
+    """What a result keeps of a contestant besides its samples."""
+    return {
+        "name": entry.name,
+        "form": form,
+        "size": list(entry.size),
+        "params": params,
+        "macs": macs,
+        "x": entry.x,
+        "series": entry.series,
+    }
+
+
+def splice(document: str, results: Mapping[str, str]) -> str:
+    """Replace what stands between ``<!-- NAME -->`` and ``<!-- /NAME -->`` by the Markdown of table NAME."""
+    for name, text in results.items():
+        before, start, rest = document.partition(f"<!-- {name} -->\n")
+        _, end, after = rest.partition(f"<!-- /{name} -->")
+        if end:
+            document = f"{before}{start}\n{text}\n{end}{after}"
+    return document
+
+
+def _update(directory: Path, document: Path) -> None:
+    results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(directory.glob("*.json"))}
+    tables = {name: markdown(result, details=False) for name, result in results.items()}
+    document.write_text(splice(document.read_text(encoding="utf-8"), tables), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    _update(Path(sys.argv[1]), Path(sys.argv[2]))
