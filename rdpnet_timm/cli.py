@@ -15,6 +15,9 @@ def _add_subcommands(subcommands: Subcommands) -> None:
     _add_info(subcommands)
     _add_reparam(subcommands)
     _add_verify(subcommands)
+    _add_export(subcommands)
+    _add_bench(subcommands)
+    _add_sample_voc(subcommands)
 
 
 def _add_info(subcommands: Subcommands) -> None:
@@ -81,12 +84,139 @@ def _verify(args: argparse.Namespace) -> None:
     print(verification)
 
 
+def _add_export(subcommands: Subcommands) -> None:
+    parser = subcommands.add_parser(
+        "export",
+        help="write ONNX, OpenVINO, torch.export, TorchScript, float and INT8",
+        description="Reparameterise a model, export it, read it back in its runtime and compare: an artefact that "
+        "differs is not written. A JSON file beside each one says what it is and how it runs fastest.",
+    )
+    parser.add_argument("model", metavar="MODEL_OR_CHECKPOINT", help="a timm name, or a checkpoint")
+    parser.add_argument("--model", dest="arch", metavar="NAME", help="timm name, where the checkpoint does not say it")
+    parser.add_argument("-o", "--output", required=True, metavar="DIR")
+    parser.add_argument(
+        "--format",
+        nargs="+",
+        default=["onnx"],
+        metavar="FORMAT",
+        dest="formats",
+        help="onnx, openvino, torch-export, torchscript [onnx]",
+    )
+    parser.add_argument("--name", help="of the files; by default the model's")
+    parser.add_argument("--int8", action="store_true", help="INT8 artefacts as well, of onnx and openvino")
+    parser.add_argument("--calibration", metavar="IMAGES", help="a folder of images, or a parquet file of encoded ones")
+    parser.add_argument("--calibration-images", type=int, default=300, metavar="N", help="at most [%(default)s]")
+    parser.add_argument("--input-size", nargs=3, type=int, metavar=("C", "H", "W"), help="by default the model's own")
+    parser.add_argument("--dynamic-batch", action="store_true", help="take any number of images")
+    parser.add_argument(
+        "--normalize", nargs="?", type=float, const=1.0, metavar="WHITE",
+        help="the artefact normalises: it takes plain pixels of 0 to 1, or of 0 to WHITE (255)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--equalize", action=argparse.BooleanOptionalAction,
+        help="equalise before INT8; by default where the model is one straight path",
+    )  # fmt: skip
+    parser.add_argument("--bias-correction", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--classes", metavar="FILE", help="class names for the JSON, one a line")
+    parser.add_argument("--tolerance", type=float, default=1e-4, help="of the largest logit, float [%(default)s]")
+    parser.add_argument("--int8-tolerance", type=float, default=0.3, help="root mean square, INT8 [%(default)s]")
+    parser.set_defaults(run=_export)
+
+
+def _export(args: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from .checkpoint import load_model
+    from .deploy.calibration import Preprocessing, load_images
+    from .deploy.export import export, table
+    from .deploy.formats import known_format
+
+    for name in args.formats:
+        known_format(name)
+    class_names = Path(args.classes).read_text().splitlines() if args.classes else None
+    model = load_model(args.model, args.arch)
+    calibration = None
+    if args.calibration:
+        calibration = load_images(args.calibration, Preprocessing.of(model, args.input_size), args.calibration_images)
+    artifacts = export(
+        model,
+        args.output,
+        args.formats,
+        args.name,
+        args.int8,
+        calibration,
+        args.input_size,
+        args.dynamic_batch,
+        args.normalize,
+        equalization=args.equalize,
+        bias_correction=args.bias_correction,
+        class_names=class_names,
+        tolerance=args.tolerance,
+        int8_tolerance=args.int8_tolerance,
+    )
+    print(table(artifacts))
+
+
 def _add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "checkpoint", metavar="CHECKPOINT", help="a .pth.tar of timm, a state dict, a .safetensors file"
     )
     parser.add_argument("--model", metavar="NAME", help="timm name of the model, where the file does not say it")
     parser.add_argument("--no-ema", action="store_true", help="take the raw weights where there are averaged ones")
+
+
+def _add_bench(subcommands: Subcommands) -> None:
+    parser = subcommands.add_parser(
+        "bench",
+        help="measure the paper's tables on this machine",
+        description="Measure the paper's tables, and RDPNet among today's networks, on this machine.",
+    )
+    parser.add_argument(
+        "tables",
+        nargs="+",
+        metavar="TABLE",
+        help="table1, table3, table4, table5, table6, table7, table8, figure2, modern, scaling, training, or all",
+    )
+    parser.add_argument(
+        "--backend", nargs="+", metavar="NAME", help="eager, compile, onnxruntime, openvino [all but the slow compile]"
+    )
+    parser.add_argument("--threads", nargs="+", type=int, default=[1], metavar="N", help="each is measured [1]")
+    parser.add_argument("--rounds", type=int, default=30, metavar="N", help="timed calls of each network [%(default)s]")
+    parser.add_argument("--quick", action="store_true", help="two rounds, few networks: see that everything works")
+    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder for .md, .csv, .json and .png")
+    parser.set_defaults(run=_bench)
+
+
+def _bench(args: argparse.Namespace) -> None:
+    import shlex
+    from pathlib import Path
+
+    from .bench.run import BACKENDS, NAMES, run
+
+    names = NAMES if "all" in args.tables else args.tables
+    command = shlex.join(["rdpnet", *sys.argv[1:]])
+    run(names, Path(args.output), args.backend or BACKENDS, args.threads, args.rounds, args.quick, command)
+
+
+def _add_sample_voc(subcommands: Subcommands) -> None:
+    parser = subcommands.add_parser(
+        "sample-voc",
+        help="draw a small data set in the layout of PASCAL VOC",
+        description="Draw DIR/VOCdevkit with VOC2007 and VOC2012 in the official layout, to run mm_configs/ on.",
+    )
+    parser.add_argument("folder", metavar="DIR", help="where VOCdevkit is made; an existing one is never overwritten")
+    parser.add_argument("--images", type=int, default=180, help="pictures in each year [%(default)s]")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed draws the same pictures [%(default)s]")
+    parser.set_defaults(run=_sample_voc)
+
+
+def _sample_voc(args: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from .sample_voc import make_sample_voc
+
+    devkit = make_sample_voc(Path(args.folder), args.images, args.seed)
+    print(f"{devkit}: VOC2007 and VOC2012, {args.images} drawn pictures each; now: VOCDEVKIT={devkit} mim train ...")
 
 
 def main(argv: Optional[List[str]] = None) -> int:
@@ -96,6 +226,8 @@ def main(argv: Optional[List[str]] = None) -> int:
     args = parser.parse_args(argv)
     try:
         args.run(args)
+    except BrokenPipeError:  # the reader of our output, `head` for one, has seen enough
+        sys.stderr.close()
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         print(f"rdpnet {args.command}: error: {error}", file=sys.stderr)
         return 1

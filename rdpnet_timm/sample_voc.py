@@ -14,10 +14,10 @@ from PIL import Image, ImageDraw
 
 __all__ = ["VOC_CLASSES", "make_sample_voc", "voc_palette"]
 
-VOC_CLASSES = (
+VOC_CLASSES = (  # noqa: SIM905
     "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant sheep "
     "sofa train tvmonitor"
-).split()  # noqa: SIM905
+).split()
 WIDTH, HEIGHT = 256, 192
 IGNORE = 255  # VOC's label of an object's border
 

@@ -1,10 +1,12 @@
 """Any timm model as an OpenMMLab backbone: the peers of the paper's Tables 6 and 7 in the same two frameworks."""
 
+from functools import partial
 from typing import Any, Dict, Optional, Sequence, Tuple
 
 import timm
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
+from timm.models import mobilenetv3
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -24,7 +26,7 @@ class TimmBackbone(BaseModule):
         pretrained: timm's weights, downloaded; ``init_cfg`` loads a checkpoint instead.
         norm_eval: keep batch norms in evaluation mode while training.
         init_cfg: mmengine's initialisation; ``Pretrained`` takes checkpoints of timm's train.py.
-        **kwargs: further arguments of ``timm.create_model``, e.g. ``channel_multiplier``.
+        **kwargs: further arguments of ``timm.create_model``; MobileNetV3 takes a ``channel_multiplier``.
     """
 
     def __init__(
@@ -41,9 +43,11 @@ class TimmBackbone(BaseModule):
         if output_stride is not None:
             kwargs["output_stride"] = output_stride
         self.norm_eval = norm_eval
-        self.timm_model = timm.create_model(
-            model_name, pretrained=pretrained, features_only=True, out_indices=tuple(out_indices), **kwargs
-        )
+        create = partial(timm.create_model, model_name)
+        if model_name.startswith("mobilenetv3_") and "channel_multiplier" in kwargs:
+            # timm's variants fix the width; what they call does not
+            create = partial(mobilenetv3._gen_mobilenet_v3, model_name)
+        self.timm_model = create(pretrained=pretrained, features_only=True, out_indices=tuple(out_indices), **kwargs)
         self.channels = self.timm_model.feature_info.channels()
 
     def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
