@@ -10,6 +10,7 @@ import os
 import pickle
 import sys
 from functools import wraps
+from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,12 @@ def provide_mmcv_ext() -> None:
             return
     except ModuleNotFoundError:  # no mmcv at all
         return
-    spec = importlib.util.spec_from_file_location("mmcv._ext", Path(__file__).with_name("mmcv_ext.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    sys.modules["mmcv._ext"] = sys.modules["mmcv"]._ext = module
+    loader = SourceFileLoader("mmcv._ext", str(Path(__file__).with_name("mmcv_ext.py")))
+    module = importlib.util.module_from_spec(ModuleSpec("mmcv._ext", loader, origin=loader.path))
+    module.__file__ = loader.path
+    loader.exec_module(module)
+    sys.modules["mmcv._ext"] = module
+    setattr(sys.modules["mmcv"], "_ext", module)  # noqa: B010, mypy does not know the name
 
 
 def allow_checkpoint_types() -> None:
@@ -53,7 +56,7 @@ def allow_checkpoint_types() -> None:
         raise pickle.UnpicklingError(f"a checkpoint asks for {name} of {owner}, which is not loaded")
 
     # numpy's functions moved in numpy 2; a checkpoint may name either place
-    multiarray = getattr(np, "_core", getattr(np, "core", None)).multiarray
+    multiarray = (np._core if hasattr(np, "_core") else np.core).multiarray
     torch.serialization.add_safe_globals(
         [
             argparse.Namespace,

@@ -340,7 +340,7 @@ def sigmoid_focal_loss_forward(
     input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
 ) -> None:
     """Loss ``(N, C)`` of logits ``(N, C)`` and classes ``(N,)``, C being the background; ``weight`` per class."""
-    output.copy_(_sigmoid_focal_loss(*_wide(input), target, weight, gamma, alpha))
+    output.copy_(_sigmoid_focal_loss(_wide(input)[0], target, weight, gamma, alpha))
 
 
 def sigmoid_focal_loss_backward(
