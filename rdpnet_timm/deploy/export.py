@@ -1,6 +1,7 @@
 """Export of a model: reparameterise, write, read back in the runtime, compare, and only then give it its name."""
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -25,7 +26,7 @@ from .formats import FORMATS, Format, Runner, available_threads, known_format
 from .normalize import fold_normalization
 from .quantize import QUANTIZERS
 
-__all__ = ["Artifact", "Difference", "export"]
+__all__ = ["Artifact", "Difference", "export", "table"]
 
 
 class Difference(NamedTuple):
@@ -200,6 +201,29 @@ def export(
         artifact.files = [Path(output) / file.name for file in artifact.files]
         artifact.path = artifact.files[0]
     return artifacts
+
+
+def table(artifacts: Sequence[Artifact]) -> str:
+    """Differences, sizes and latencies, for the screen."""
+    from rich.console import Console
+    from rich.table import Table
+
+    rows = Table("file", "precision", "max on random", "max on real", "same class", "MB", "ms", "fastest with")
+    for artifact in artifacts:
+        best = artifact.on_real or artifact.on_random
+        rows.add_row(
+            str(artifact.path),
+            artifact.precision,
+            f"{artifact.on_random.largest:.1e}",
+            f"{artifact.on_real.largest:.1e}" if artifact.on_real else "",
+            f"{best.agreement:.1%} of {best.images}",
+            f"{artifact.size / 1e6:.2f}",
+            f"{artifact.latency_ms:.2f}",
+            f"{artifact.threads} thread{'s' * (artifact.threads > 1)}, {_spelled(artifact.options)}",
+        )
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(rows)
+    return console.export_text().rstrip()
 
 
 def _name(model: nn.Module) -> str:
