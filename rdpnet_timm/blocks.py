@@ -32,8 +32,8 @@ NormLayer = Callable[..., nn.Module]
 class Reparameterizable(nn.Module):
     """A module with a train form and a deploy form; the latter takes train-form weights and converts them on the way.
 
-    Subclasses keep the arguments of their train form; a twin built from these does the conversion, so that loading and
-    ``reparameterize()`` are one piece of algebra.
+    Subclasses keep the arguments of their train form in ``_train_form_args``; a twin built from these does the
+    conversion, so that loading and ``reparameterize()`` are one piece of algebra.
     """
 
     __jit_unused_properties__ = ["is_deployed"]

@@ -93,20 +93,14 @@ def _read_pickle(path: Path) -> Any:
         with torch.serialization.safe_globals([argparse.Namespace]):  # timm's train.py stores its arguments
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported global" not in str(error) and "GLOBAL" not in str(error):
-            raise ValueError(f"'{path}' is not a whole checkpoint ({_first_line(error)})") from None
+        detail = re.search(r"(?:Unsupported|GLOBAL|WeightsUnpickler)[^\n]*", str(error))
         raise ValueError(
-            f"'{path}' holds more than weights: reading it would run code ({_first_line(error)}). Save it again as a "
-            "state dict, or as safetensors, where you trust it"
+            f"'{path}' holds more than weights, or is damaged ({detail[0] if detail else 'no pickle'}); code in a file "
+            "is never run: where you trust it, save it again as a state dict or as safetensors"
         ) from None
     except (RuntimeError, EOFError, ValueError) as error:
-        raise ValueError(
-            f"'{path}' is not a whole checkpoint ({_first_line(error)}): copy or download it again"
-        ) from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"'{path}' is not a whole checkpoint ({reason}): copy or download it again") from None
 
 
 def _arch(meta: Dict[str, Any]) -> Optional[str]:
@@ -175,7 +169,9 @@ def load_model(source: Union[str, Path], model: Optional[str] = None, use_ema: b
     checkpoint = read_checkpoint(source, use_ema)
     name = model or checkpoint.arch
     if name is None:
-        raise ValueError(f"'{source}' does not say what model it is of: name it{_candidates(checkpoint.state_dict)}")
+        raise ValueError(
+            f"'{source}' does not say what model it is of; name it (--model){_candidates(checkpoint.state_dict)}"
+        )
     args = {**checkpoint.model_args, **_args_of(checkpoint.state_dict), **kwargs}
     created = timm.create_model(name, pretrained=False, **args)
     _load_whole(created, checkpoint.state_dict, str(source))
@@ -203,8 +199,8 @@ def _candidates(state_dict: Dict[str, Tensor]) -> str:
     for name in ("stages.0.0.point.reparam_conv.weight", "stages.0.0.point.branches.conv1x1_a.conv.weight"):
         if name in state_dict:
             variant = f"rdpnet_{round(state_dict[name].shape[0] / 64 * 100):03d}"
-            return f"; its width is that of {variant} and {variant}_cifar"
-    return ", for instance --model rdpnet_100"
+            return f": its width is that of {variant} and {variant}_cifar"
+    return ""
 
 
 @contextmanager

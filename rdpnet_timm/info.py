@@ -75,8 +75,12 @@ def table(models: Sequence[str], input_size: Optional[Sequence[int]] = None) -> 
 
 def render(rows: Sequence[Row], output_format: str = "text") -> str:
     """Write rows as ``text``, ``markdown``, ``csv`` or ``json``."""
-    header = ["model", "input", "params M", "deployed", "MACs M", "deployed", "paper: params M", "MFLOPs"]
-    cells = [
+    if output_format == "json":
+        records = [{**row._asdict(), "train": row.train._asdict(), "deploy": row.deploy._asdict()} for row in rows]
+        return json.dumps(records, indent=2)
+    header = ["model", "input", "train params M", "deploy params M", "train MACs M", "deploy MACs M"]
+    header += ["paper params M", "paper MFLOPs"]
+    lines = [
         [
             row.model,
             "x".join(map(str, row.input_size)),
@@ -84,29 +88,17 @@ def render(rows: Sequence[Row], output_format: str = "text") -> str:
             f"{row.deploy.params / 1e6:.2f}",
             f"{row.train.macs / 1e6:.1f}",
             f"{row.deploy.macs / 1e6:.1f}",
-            *(f"{figure:g}" for figure in row.paper or ()),
+            *([f"{figure:g}" for figure in row.paper] if row.paper else ["", ""]),
         ]
         for row in rows
     ]
-    cells = [line + [""] * (len(header) - len(line)) for line in cells]
-    if output_format == "json":
-        fields = ("params", "macs", "deploy_params", "deploy_macs", "paper_params_m", "paper_mflops")
-        values = ((*row.train, *row.deploy, *(row.paper or (None, None))) for row in rows)
-        records = [
-            {"model": row.model, "input_size": list(row.input_size), **dict(zip(fields, figures))}
-            for row, figures in zip(rows, values)
-        ]
-        return json.dumps(records, indent=2)
     if output_format == "csv":
-        return "\n".join(",".join(line) for line in [header, *cells])
+        return "\n".join(",".join(line) for line in [header, *lines])
     if output_format == "markdown":
-        rule = ["---", "---", *["---:"] * (len(header) - 2)]
-        return "\n".join("| " + " | ".join(line) + " |" for line in [header, rule, *cells])
-    widths = [max(len(line[column]) for line in [header, *cells]) for column in range(len(header))]
+        rule = ["---"] * 2 + ["---:"] * (len(header) - 2)
+        return "\n".join(f"| {' | '.join(line)} |" for line in [header, rule, *lines])
+    widths = [max(map(len, column)) for column in zip(header, *lines)]
     return "\n".join(
-        "  ".join(
-            cell.ljust(width) if column < 2 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths))
-        )
-        for line in [header, *cells]
+        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))])
+        for line in [header, *lines]
     )

@@ -4,12 +4,13 @@ Paper: Xu, Zhao, Xu, "RDPNet: a single-path lightweight CNN with re-parameteriza
 Journal of Cloud Computing 11:54, 2022, doi 10.1186/s13677-022-00330-5. No code was published with it.
 """
 
+from pathlib import Path
 from typing import Any, Dict, List, Optional, Tuple, Union
 
 import torch
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import Linear, SelectAdaptivePool2d, get_device_dtype
+from timm.layers import Linear, SelectAdaptivePool2d
 from timm.models import (
     build_model_with_cfg,
     checkpoint_seq,
@@ -20,6 +21,7 @@ from timm.models import (
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
+from . import weights
 from .blocks import NormLayer, RDPModule, Reparameterizable, RepVGGBlock
 
 __all__ = ["RDPNet", "convert_state_dict"]
@@ -46,8 +48,8 @@ class RDPNet(nn.Module):
         norm_layer: batch norm class.
 
     Raises:
-        ValueError: a width without channels, a shuffle that does not divide the channels, an output stride that this
-            form cannot have.
+        ValueError: a count out of range, a width without whole channels, a shuffle that does not divide the channels,
+            an output stride that this form cannot have.
     """
 
     def __init__(
@@ -67,13 +69,13 @@ class RDPNet(nn.Module):
         dtype: Optional[torch.dtype] = None,
     ) -> None:
         super().__init__()
+        if in_chans < 1 or num_classes < 0:
+            raise ValueError(f"in_chans must be positive, got {in_chans}; num_classes 0 or more, got {num_classes}")
         common: Dict[str, Any] = dict(inference_mode=inference_mode, norm_layer=norm_layer, device=device, dtype=dtype)
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.drop_rate = drop_rate
         self.grad_checkpointing = False
-        # what timm adapts when pretrained weights have other input channels; the train form's two are in its cfg
-        self._traits = {"first_conv": "stem.reparam_conv"} if inference_mode else {}
         max_stride = _check_output_stride(output_stride, strides)
 
         # Table 2: channels and modules of the stages; the last width carries the text's extra multiplier of 2.5
@@ -113,6 +115,13 @@ class RDPNet(nn.Module):
         )
 
     @torch.jit.ignore
+    def init_weights(self) -> None:
+        """Initialise all weights anew, as after ``to_empty`` of a model built on the meta device."""
+        for module in self.modules():
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+
+    @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> Dict[str, Any]:
         """Parameter groups by depth, for layer-wise learning rate decay: the stem, then stages or modules."""
         return dict(stem=r"^stem", blocks=r"^stages\.(\d+)" if coarse else r"^stages\.(\d+)\.(\d+)")
@@ -129,14 +138,16 @@ class RDPNet(nn.Module):
 
     def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
         """Replace the classifier, 0 classes removing it, and, where given, the pooling."""
-        dd = get_device_dtype(self)
+        weight = next(self.parameters())
         self.num_classes = num_classes
         if global_pool is not None:
             self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool)).train(
                 self.training
             )
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
-        head = Linear(self.head_hidden_size, num_classes, **dd) if num_classes > 0 else nn.Identity()
+        head = nn.Identity()
+        if num_classes > 0:
+            head = Linear(self.head_hidden_size, num_classes, device=weight.device, dtype=weight.dtype)
         self.head = head.train(self.training)
 
     def forward_intermediates(
@@ -292,6 +303,10 @@ def _cifar_cfg(**kwargs: Any) -> Dict[str, Any]:
     return _cfg(**{**cifar, **kwargs})
 
 
+def _shipped_cfg(name: str) -> Dict[str, Any]:
+    return _cifar_cfg(file=str(weights.FOLDER / f"{name}.safetensors"))
+
+
 default_cfgs = generate_default_cfgs(
     {
         "rdpnet_025.untrained": _cfg(),
@@ -300,7 +315,7 @@ default_cfgs = generate_default_cfgs(
         "rdpnet_100.untrained": _cfg(),
         "rdpnet_125.untrained": _cfg(),
         "rdpnet_150.untrained": _cfg(),
-        "rdpnet_025_cifar.untrained": _cifar_cfg(),
+        "rdpnet_025_cifar.digits": _shipped_cfg("rdpnet_025_cifar.digits"),
         "rdpnet_050_cifar.untrained": _cifar_cfg(),
         "rdpnet_075_cifar.untrained": _cifar_cfg(),
         "rdpnet_100_cifar.untrained": _cifar_cfg(),
@@ -310,20 +325,36 @@ default_cfgs = generate_default_cfgs(
 )
 
 
+def checkpoint_filter_fn(state_dict: Dict[str, Any], model: nn.Module) -> Dict[str, Any]:
+    """Pretrained weights, in whichever form they are, as ``model`` takes them; timm's name for this function.
+
+    Half precision, in which weights are shipped, becomes float32: merging branches in it would round a second time.
+    """
+    halves = (torch.float16, torch.bfloat16)
+    state_dict = {name: tensor.float() if tensor.dtype in halves else tensor for name, tensor in state_dict.items()}
+    return convert_state_dict(state_dict, model)
+
+
 def _create_rdpnet(variant: str, pretrained: bool = False, **kwargs: Any) -> RDPNet:
-    cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), kwargs.get("pretrained_cfg_overlay"))
+    overlay = dict(kwargs.pop("pretrained_cfg_overlay", None) or {})
+    if kwargs.get("inference_mode"):  # what timm adapts when pretrained weights have other input channels
+        overlay["first_conv"] = "stem.reparam_conv"
+    cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), overlay)
     if pretrained and not (cfg.has_weights or cfg.state_dict):
         raise RuntimeError(
             f"there are no pretrained weights for {variant} yet. Create it with pretrained=False and train it (see "
             f"recipes/), pass your own weights with checkpoint_path=... or pretrained_cfg_overlay=dict(file=...), or "
             f"take a model listed by timm.list_models('rdpnet*', pretrained=True)"
         )
+    if pretrained and cfg.file and Path(cfg.file).parent == weights.FOLDER:
+        weights.check(cfg.file)
     return build_model_with_cfg(
         RDPNet,
         variant,
         pretrained,
-        pretrained_filter_fn=lambda weights, model: convert_state_dict(dict(weights), model),
-        feature_cfg=dict(out_indices=(0, 1, 2, 3, 4), flatten_sequential=True),
+        pretrained_filter_fn=checkpoint_filter_fn,
+        pretrained_cfg_overlay=overlay,
+        feature_cfg={"out_indices": (0, 1, 2, 3, 4), "flatten_sequential": True, **kwargs.pop("feature_cfg", {})},
         **kwargs,
     )
 

@@ -1,0 +1,256 @@
+"""Checkpoints are read without running code, loaded whole or not at all, and converted on the way where needed."""
+
+import argparse
+import pickle
+from pathlib import Path
+from typing import Any, Callable, Dict
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from conftest import randomize_norms
+from torch import Tensor, nn
+
+import rdpnet_timm
+from rdpnet_timm.checkpoint import atomic_path, convert_checkpoint, load_model, read_checkpoint, save_model
+
+NAME = "rdpnet_025_cifar"
+
+
+def trained(name: str = NAME, seed: int = 0, **kwargs: Any) -> nn.Module:
+    return randomize_norms(timm.create_model(name, **kwargs), seed).eval()
+
+
+def outputs(model: nn.Module) -> Tensor:
+    with torch.no_grad():
+        return model.eval()(torch.linspace(-1, 1, 2 * 3 * 32 * 32).reshape(2, 3, 32, 32))
+
+
+def timm_file(path: Path, weights: Dict[str, Tensor], ema: "Dict[str, Tensor] | None" = None, **args: Any) -> Path:
+    """A file as timm's train.py writes it."""
+    namespace = argparse.Namespace(model=NAME, model_kwargs=args)
+    content = {"epoch": 3, "arch": NAME, "args": namespace, "version": 2, "state_dict": weights, "optimizer": {}}
+    torch.save({**content, "state_dict_ema": ema} if ema else content, path)
+    return path
+
+
+def prefixed(prefix: str) -> Callable[[Dict[str, Tensor]], Dict[str, Tensor]]:
+    return lambda weights: {f"{prefix}{name}": tensor for name, tensor in weights.items()}
+
+
+@pytest.mark.parametrize("inference_mode", [False, True], ids=["train", "deploy"])
+@pytest.mark.parametrize(
+    ("file", "wrap"),
+    [
+        ("timm.pth.tar", None),
+        ("plain.pth", dict),
+        ("plain.safetensors", dict),
+        ("ddp.pth", prefixed("module.")),
+        ("compiled.pth", prefixed("_orig_mod.")),
+        ("both.pth", prefixed("_orig_mod.module.")),
+        ("detector.pth", lambda weights: {"neck.weight": torch.ones(1), **prefixed("backbone.")(weights)}),
+    ],
+)
+def test_a_train_form_file_loads_into_either_form(
+    file: str, wrap: "Callable[..., Any] | None", inference_mode: bool, tmp_path: Path
+) -> None:
+    model, path = trained(), tmp_path / file
+    weights = model.state_dict()
+    if wrap is None:
+        timm_file(path, weights)
+    elif path.suffix == ".safetensors":
+        safetensors.torch.save_file(wrap(weights), path)
+    else:
+        torch.save(wrap(weights), path)
+    loaded = timm.create_model(NAME, inference_mode=inference_mode)
+    rdpnet_timm.load_checkpoint(loaded, path)
+    torch.testing.assert_close(outputs(loaded), outputs(model), rtol=1e-4, atol=1e-4)
+
+
+def test_timms_checkpoint_path_and_plain_load_state_dict_convert_as_well(tmp_path: Path) -> None:
+    model = trained()
+    path = timm_file(tmp_path / "last.pth.tar", model.state_dict())
+    by_timm = timm.create_model(NAME, inference_mode=True, checkpoint_path=str(path))
+    by_torch = timm.create_model(NAME, inference_mode=True)
+    by_torch.load_state_dict(model.state_dict())
+    nested = nn.ModuleDict({"backbone": timm.create_model(NAME, inference_mode=True)})
+    nested.load_state_dict(prefixed("backbone.")(model.state_dict()))
+    converted = rdpnet_timm.reparameterize(timm.create_model(NAME))
+    converted.load_state_dict(model.state_dict())
+    for loaded in (by_timm, by_torch, nested["backbone"], converted):
+        torch.testing.assert_close(outputs(loaded), outputs(model), rtol=1e-4, atol=1e-4)
+
+
+def test_averaged_weights_are_preferred_and_can_be_declined(tmp_path: Path) -> None:
+    raw, ema = trained(seed=1), trained(seed=2)
+    path = timm_file(tmp_path / "last.pth.tar", raw.state_dict(), ema.state_dict())
+    for use_ema, expected in ((True, ema), (False, raw)):
+        model = timm.create_model(NAME)
+        rdpnet_timm.load_checkpoint(model, path, use_ema)
+        assert torch.equal(outputs(model), outputs(expected))
+
+
+def test_half_precision_weights_convert_in_float64(tmp_path: Path) -> None:
+    model = trained()
+    halves = {name: t.half() if t.is_floating_point() else t for name, t in model.state_dict().items()}
+    model.load_state_dict(halves)
+    deployed = timm.create_model(NAME, inference_mode=True)
+    deployed.load_state_dict(halves)
+    weight = deployed.stages[0][0].depth.reparam_conv.weight
+    expected = rdpnet_timm.reparameterize(model).stages[0][0].depth.reparam_conv.weight
+    torch.testing.assert_close(weight, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_model_is_made_from_a_file_with_the_arguments_that_its_weights_show(tmp_path: Path) -> None:
+    model = trained(num_classes=3, in_chans=1, pointwise_identity=True, shuffle_groups=4)
+    path = timm_file(tmp_path / "last.pth.tar", model.state_dict(), shuffle_groups=4)
+    loaded = load_model(path)
+    assert loaded.num_classes == 3 and loaded.in_chans == 1
+    assert rdpnet_timm.verify(model, loaded).max_difference == 0
+    with pytest.raises(FileNotFoundError, match=r"rdpnet_999.*list_models"):
+        load_model("rdpnet_999")
+
+
+class Code:
+    def __reduce__(self) -> Any:
+        return print, ("code ran",)
+
+
+def corrupt(kind: str, path: Path) -> None:
+    weights = trained().state_dict()
+    if kind == "truncated":
+        torch.save(weights, path)
+        path.write_bytes(path.read_bytes()[:-2000])
+    elif kind == "truncated.safetensors":
+        safetensors.torch.save_file(weights, path)
+        path.write_bytes(path.read_bytes()[:-2000])
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "text":
+        path.write_text("not a checkpoint")
+    elif kind == "code":
+        torch.save({"state_dict": weights, "extra": Code()}, path)
+    elif kind == "old pickle with code":
+        path.write_bytes(pickle.dumps(Code()))
+    elif kind == "nan":
+        weights["stages.2.3.point.branches.conv1x1_a.conv.weight"][0] = float("nan")
+        torch.save(weights, path)
+    elif kind == "no weights":
+        torch.save({"epoch": 3}, path)
+    elif kind == "wrong width":
+        torch.save(trained("rdpnet_050_cifar").state_dict(), path)
+    elif kind == "missing":
+        del weights["stages.3.0.depth.branches.conv3x3.norm.running_var"]
+        torch.save(weights, path)
+    elif kind == "unknown":
+        torch.save({**weights, "extra.weight": torch.ones(1)}, path)
+    elif kind == "classes":
+        torch.save(trained(num_classes=7).state_dict(), path)
+
+
+@pytest.mark.parametrize("inference_mode", [False, True], ids=["train", "deploy"])
+@pytest.mark.parametrize(
+    ("kind", "error", "message"),
+    [
+        ("truncated", ValueError, "not a whole checkpoint"),
+        ("truncated.safetensors", ValueError, "not a whole safetensors file"),
+        ("empty", ValueError, "not a whole checkpoint"),
+        ("text", ValueError, "holds more than weights, or is damaged"),
+        ("code", ValueError, "code in a file is never run"),
+        ("old pickle with code", ValueError, "code in a file is never run"),
+        ("nan", ValueError, r"NaN.*'stages\.2\.3\.point\.branches\.conv1x1_a\.conv\.weight'"),
+        ("no weights", ValueError, "expected a state dict"),
+        ("wrong width", RuntimeError, r"\(32, .*\(16, |32.*16"),
+        ("missing", RuntimeError, r"stages\.3\.0\.|running_var"),
+        ("unknown", RuntimeError, r"extra\.weight"),
+        ("classes", RuntimeError, r"\(7, 320\).*\(10, 320\)"),
+    ],
+)
+def test_a_bad_file_is_an_error_that_says_why_and_leaves_the_model_whole(
+    kind: str, error: Any, message: str, inference_mode: bool, tmp_path: Path, capfd: Any
+) -> None:
+    path = tmp_path / ("file.safetensors" if kind.endswith("safetensors") else "file.pth")
+    corrupt(kind, path)
+    model = timm.create_model(NAME, inference_mode=inference_mode)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(error, match=message):
+        rdpnet_timm.load_checkpoint(model, path)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert "code ran" not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("features_only", [False, True])
+def test_deploy_form_weights_do_not_go_back_into_a_train_form_model(features_only: bool, tmp_path: Path) -> None:
+    model = timm.create_model(NAME, features_only=features_only)
+    weights = rdpnet_timm.reparameterize(model).state_dict()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(RuntimeError, match=r"merged for good.*inference_mode=True"):
+        model.load_state_dict(weights)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_another_width_is_refused_before_anything_is_copied() -> None:
+    model = timm.create_model("rdpnet_125")  # its stem has the same shape as that of the other
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(RuntimeError, match=r"stages\.0\.0.*\(96, .*\(80, "):
+        model.load_state_dict(timm.create_model("rdpnet_150").state_dict())
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".pth.tar"])
+def test_a_converted_file_says_what_it_holds_and_loads_everywhere(suffix: str, tmp_path: Path) -> None:
+    model = trained(num_classes=4)
+    source, output = timm_file(tmp_path / "last.pth.tar", model.state_dict()), tmp_path / f"deployed{suffix}"
+    verification = convert_checkpoint(source, output)
+    assert verification.relative <= 1e-5
+    assert not any("branches" in name for name in read_checkpoint(output).state_dict)
+    by_timm = timm.create_model(NAME, num_classes=4, inference_mode=True, checkpoint_path=str(output))
+    for loaded in (load_model(output), by_timm):
+        torch.testing.assert_close(outputs(loaded), outputs(model), rtol=1e-4, atol=1e-4)
+    assert sorted(tmp_path.iterdir()) == sorted([source, output]), "no temporary file is left"
+
+
+def test_conversion_never_replaces_a_file_unasked_and_never_its_source(tmp_path: Path) -> None:
+    source, output = timm_file(tmp_path / "last.pth", trained().state_dict()), tmp_path / "deployed.pth"
+    output.write_text("precious")
+    with pytest.raises(FileExistsError, match="--overwrite"):
+        convert_checkpoint(source, output)
+    assert output.read_text() == "precious"
+    with pytest.raises(FileExistsError, match="another name"):
+        convert_checkpoint(source, source, overwrite=True)
+    convert_checkpoint(source, output, overwrite=True)
+    with pytest.raises(ValueError, match="already"):
+        convert_checkpoint(output, tmp_path / "again.pth")
+    with pytest.raises(ValueError, match=r"\.safetensors.*got 'deployed\.onnx'"):
+        convert_checkpoint(source, tmp_path / "deployed.onnx")
+    with pytest.raises(OSError, match="absent"):
+        convert_checkpoint(source, tmp_path / "absent" / "deployed.pth")
+    with pytest.raises(RuntimeError, match="not the same function"):
+        convert_checkpoint(source, tmp_path / "strict.pth", tolerance=1e-30)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["deployed.pth", "last.pth"]
+
+
+def test_a_file_that_does_not_name_its_model_needs_the_name(tmp_path: Path) -> None:
+    torch.save(trained().state_dict(), tmp_path / "plain.pth")
+    with pytest.raises(ValueError, match="rdpnet_025 and rdpnet_025_cifar"):
+        convert_checkpoint(tmp_path / "plain.pth", tmp_path / "out.pth")
+    assert convert_checkpoint(tmp_path / "plain.pth", tmp_path / "out.pth", model=NAME).input_shape == (2, 3, 32, 32)
+
+
+def test_other_reparameterisable_models_convert_too(tmp_path: Path) -> None:
+    model = trained("repghostnet_050", num_classes=2)
+    torch.save(model.state_dict(), tmp_path / "peer.pth")
+    with pytest.raises(RuntimeError, match="num_classes"):
+        convert_checkpoint(tmp_path / "peer.pth", tmp_path / "out.pth", model="repghostnet_050")
+    save_model(model, tmp_path / "peer.safetensors", "repghostnet_050", {"num_classes": 2})
+    assert convert_checkpoint(tmp_path / "peer.safetensors", tmp_path / "out.pth").relative <= 1e-5
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with pytest.raises(KeyboardInterrupt), atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,64 @@
+"""The command `rdpnet`: what it prints, and what it says about wrong usage."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from conftest import randomize_norms
+
+from rdpnet_timm.cli import main
+
+
+def test_info_prints_both_forms_beside_the_paper(capsys: Any) -> None:
+    assert main(["info", "rdpnet_100_cifar", "resnet18", "--format", "json"]) == 0
+    ours, peer = json.loads(capsys.readouterr().out)
+    assert ours["deploy"]["params"] < ours["train"]["params"] and ours["paper"] == [1.3, 78.5]
+    assert peer["train"] == peer["deploy"] and peer["paper"] is None
+    assert peer["train"]["params"] == 11689512, "torchvision's published count"
+    for output_format, start in (("text", "model"), ("csv", "model,input"), ("markdown", "| model |")):
+        assert main(["info", "rdpnet_025", "--input-size", "1", "64", "64", "--format", output_format]) == 1
+        assert main(["info", "rdpnet_025", "--input-size", "3", "64", "96", "--format", output_format]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].startswith(start) and "3x64x96" in lines[-1]
+
+
+def test_info_without_a_model_lists_all_twelve(capsys: Any) -> None:
+    assert main(["info", "--format", "csv"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 13
+
+
+def test_reparam_writes_the_deploy_form_and_verify_accepts_it(tmp_path: Path, capsys: Any) -> None:
+    model = randomize_norms(timm.create_model("rdpnet_025_cifar"))
+    source, output = str(tmp_path / "trained.pth"), str(tmp_path / "deployed.safetensors")
+    torch.save(model.state_dict(), source)
+    assert main(["reparam", source, "-o", output]) == 1
+    assert "--model" in capsys.readouterr().err
+    assert main(["reparam", source, "-o", output, "--model", "rdpnet_025_cifar"]) == 0
+    assert "outputs differ by at most" in capsys.readouterr().out
+    assert main(["verify", source, output, "--model", "rdpnet_025_cifar"]) == 0
+    assert main(["verify", source, "--model", "rdpnet_025_cifar", "--tolerance", "1e-30"]) == 1
+    assert "not the same function" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["info", "rdpnet_200"], "rdpnet_200"),
+        (["verify", "absent.pth"], "absent.pth"),
+        (["reparam", "absent.pth", "-o", "out.pth"], "no checkpoint at 'absent.pth'"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line_and_status_1(arguments: Any, message: str, capsys: Any) -> None:
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"rdpnet {arguments[0]}: error: ") and message in error and len(error.splitlines()) == 1
+
+
+def test_a_wrong_command_prints_the_usage_with_status_2() -> None:
+    result = subprocess.run([sys.executable, "-m", "rdpnet_timm.cli", "nonsense"], capture_output=True, text=True)
+    assert result.returncode == 2 and "usage: rdpnet" in result.stderr and "reparam" in result.stderr
