@@ -1,0 +1,344 @@
+import csv
+import importlib.util
+import json
+import random
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torchvision import models as torchvision_models
+
+from rdpnet_timm import cli
+from rdpnet_timm.bench import backends, peers, report, run, training
+from rdpnet_timm.bench.forms import deploy_form, fold_norms, settle_norms
+from rdpnet_timm.bench.plots import pareto_front
+from rdpnet_timm.bench.published import IMAGENET, PAPER
+from rdpnet_timm.bench.tables import DEPLOY, PAPER_DEPLOY, TABLES, TRAIN
+from rdpnet_timm.bench.timing import Interrupted, Measurement, measure
+from rdpnet_timm.info import count
+
+ENTRIES = {
+    (name, entry.name): entry for name, table in TABLES.items() for c in table.comparisons for entry in c.entries
+}
+
+
+def outputs(model, x):
+    with torch.no_grad():
+        return model.eval()(x)
+
+
+# What is compared
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vgg16", "mobilenetv2_100"])
+def test_parameters_and_macs_of_peers_are_those_torchvision_publishes(name):
+    weights = torchvision_models.get_model_weights(name.replace("v2_100", "_v2").replace("netv2", "net_v2")).DEFAULT
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    params, macs = count(model, (3, 224, 224))
+    assert params == weights.meta["num_params"]
+    assert macs / 1e9 == pytest.approx(weights.meta["_ops"], abs=0.006)
+
+
+@pytest.mark.parametrize("width", [0.25, 0.75, 1.5])
+def test_macs_of_the_deploy_form_are_those_of_the_formula(width):
+    c0, c1, c2, c3, c4 = (int(c) for c in (min(64, 64 * width), 64 * width, 128 * width, 256 * width, 1280 * width))
+    layers = [(c0, c1, 56), (c1, c2, 28), *[(c2, c2, 28)] * 3, (c2, c3, 14), *[(c3, c3, 14)] * 13, (c3, c4, 7)]
+    expected = 27 * c0 * 112**2 + sum((9 * a + a * b) * size**2 for a, b, size in layers) + c4 * 1000
+    model = timm.create_model(f"rdpnet_{round(100 * width):03}", inference_mode=True)
+    assert count(model, (3, 224, 224)).macs == expected
+
+
+def test_every_network_of_the_papers_tables_is_measured_in_the_same_table():
+    for name, paper in PAPER.items():
+        assert set(paper.rows) == {entry for table, entry in ENTRIES if table == name} or name == "table6"
+        assert all(len(row) == len(paper.columns) for row in paper.rows.values())
+
+
+def test_every_reference_is_ours_or_a_straight_stack_and_stands_in_its_comparison():
+    for table in TABLES.values():
+        for comparison in table.comparisons:
+            assert comparison.reference in [entry.name for entry in comparison.entries]
+            assert "RDPNet" in comparison.reference or "straight" in comparison.reference
+
+
+def test_every_published_accuracy_names_a_timm_model_its_source_and_its_recipe():
+    names = set(timm.list_models())
+    for name, figure in IMAGENET.items():
+        assert name in names and figure.source and figure.recipe and 50 < figure.top1 < 90
+        assert figure.source in TABLES["modern"].note and figure.recipe in TABLES["modern"].note
+
+
+@pytest.mark.parametrize(
+    "name", ["MobileNetV1-0.25x", "MobileNetV2-0.5x", "MobileNetV3-small-0.75x", "MobileNetV3-large-1.0x"]
+)
+def test_cifar_forms_end_in_a_map_of_4x4_with_the_papers_macs(name):
+    model = ENTRIES["table4", name].build()
+    assert outputs(peers.Trunk(model), torch.zeros(1, 3, 32, 32)).shape[2:] == (4, 4)
+    assert count(model, (3, 32, 32)).macs / 1e6 == pytest.approx(PAPER["table4"].rows[name][1], rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["MobileNetV2-0.5x", "MobileNetV3-large-0.35x", "RDPNet-0.75x"])
+def test_segmentors_trunks_have_an_output_stride_of_16(name):
+    assert outputs(ENTRIES["table7", name].build(), torch.zeros(1, 3, 64, 64)).shape[2:] == (4, 4)
+
+
+@pytest.mark.parametrize("separable", [False, True])
+@pytest.mark.parametrize(("per_block", "shortcuts"), [(0, 0), (2, 3), (3, 2)])
+def test_stacks_differ_in_their_shortcuts_alone(per_block, shortcuts, separable):
+    model = peers.stack(7, per_block, 8, separable)
+    convs = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    assert len(convs) == 7 * (1 + separable)
+    assert sum(isinstance(module, nn.ReLU) for module in model.modules()) == len(convs)
+    assert sum(isinstance(module, peers._Residual) for module in model.modules()) == shortcuts
+    x = torch.randn(1, 8, 5, 5)
+    assert outputs(model, x).shape == x.shape
+
+
+# In which forms
+
+
+@pytest.mark.parametrize("name", ["mobilenetv2_050", "mobileone_s0", "repghostnet_050", "starnet_s050", "shvit_s1"])
+def test_the_deploy_form_of_a_peer_is_exact_and_has_no_norm_behind_a_convolution(name):
+    size = 64 if name.startswith("shvit") else 32
+    x = torch.randn(2, 3, size, size, dtype=torch.float64)
+    model = settle_norms(timm.create_model(name).double(), x)
+    deployed = deploy_form(model, x)
+    assert torch.allclose(outputs(deployed, x), outputs(model, x), rtol=0, atol=1e-10)
+    left = sum(isinstance(module, nn.BatchNorm2d) for module in deployed.modules())
+    assert left == (1 if name.startswith("starnet") else 0)  # starnet's last norm stands behind a sum
+
+
+def test_a_norm_that_does_not_read_a_convolution_stays():
+    for between in (nn.ReLU(inplace=True), nn.ReLU(), nn.AvgPool2d(2)):
+        model = fold_norms(nn.Sequential(nn.Conv2d(3, 4, 1), between, nn.BatchNorm2d(4)), torch.randn(2, 3, 4, 4))
+        assert isinstance(model[2], nn.BatchNorm2d)
+
+
+def test_a_wrong_deploy_form_is_an_error():
+    class ReadsTwice(nn.Module):  # the convolution's output goes to the norm and past it
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+
+        def forward(self, x):
+            x = self.conv(x)
+            return self.norm(x) + x
+
+    x = torch.randn(2, 3, 4, 4)
+    with pytest.raises(RuntimeError, match="not the network as trained: outputs differ"):
+        deploy_form(settle_norms(ReadsTwice(), x), x)
+
+
+def test_a_network_without_norms_is_its_own_deploy_form():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()).eval()
+    assert deploy_form(model, torch.randn(1, 3, 4, 4)) is model
+
+
+def test_settled_norms_have_the_statistics_of_the_images():
+    model = nn.Sequential(nn.BatchNorm2d(3, momentum=0.1), nn.Conv2d(3, 4, 1))
+    x = 5 + 2 * torch.randn(4, 3, 8, 8)
+    settle_norms(model, x)
+    assert torch.allclose(model[0].running_mean, x.mean((0, 2, 3)))
+    assert torch.allclose(model[0].running_var, x.var((0, 2, 3)))
+    assert model[0].momentum == 0.1 and not model[0].training
+
+
+def test_the_papers_deploy_form_keeps_shuffle_and_stride_and_computes_the_same():
+    table = TABLES["table8"]
+    x = torch.randn(1, 3, 32, 32, dtype=torch.float64)
+    trained = settle_norms(ENTRIES["table8", "no identity, shuffle (RDPNet)"].build().double(), x.repeat(2, 1, 1, 1))
+    papers, ours = (table.forms[form](trained, x) for form in (PAPER_DEPLOY, DEPLOY))
+    assert table.forms[TRAIN](trained, x) is trained
+    assert torch.allclose(outputs(papers, x), outputs(trained, x), atol=1e-10)
+    assert torch.allclose(outputs(ours, x), outputs(trained, x), atol=1e-10)
+    assert sum(type(module).__name__ == "ChannelShuffle" for module in papers.modules()) == 20
+    assert sum(type(module).__name__ == "ChannelShuffle" for module in ours.modules()) == 0
+    assert count(papers.float(), (3, 32, 32)).macs > count(ours.float(), (3, 32, 32)).macs
+
+
+# On which backends
+
+
+@pytest.fixture
+def form():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    return backends.Form(model, torch.randn(1, 3, 12, 12))
+
+
+def test_the_runtimes_compute_what_pytorch_computes(form):
+    expected = outputs(form.module, form.x)
+    assert torch.equal(backends.prepare("eager", form, 1)(), expected)
+    onnxruntime, openvino = (backends.prepare(name, form, 1)() for name in ("onnxruntime", "openvino"))
+    assert torch.allclose(torch.from_numpy(onnxruntime[0]), expected, atol=1e-5)
+    assert torch.allclose(torch.from_numpy(openvino[0]), expected, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_compiled_networks_compute_what_pytorch_computes(form):
+    assert torch.allclose(backends.prepare("compile", form, 1)(), outputs(form.module, form.x), atol=1e-5)
+
+
+# What training costs
+
+
+def test_single_branches_leave_the_convolutions_of_the_deploy_form():
+    single = training.single_branch(peers.rdpnet(0.25))
+    deployed = peers.rdpnet(0.25, inference_mode=True)
+    kernels = [
+        sorted(tuple(module.weight.shape) for module in model.modules() if isinstance(module, nn.Conv2d))
+        for model in (single, deployed)
+    ]
+    assert kernels[0] == kernels[1]
+    assert sum(isinstance(module, nn.BatchNorm2d) for module in single.modules()) == 41
+
+
+def test_peak_memory_is_that_of_the_tensors_alive_together():
+    def step():
+        first = torch.empty(1_000_000)
+        del first
+        second, third = torch.empty(2_000_000), torch.empty(500_000)
+        return second, third
+
+    assert training.peak_memory(step) == 10_000_000
+
+
+def test_a_training_step_moves_the_weights():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LazyLinear(2))
+    model(torch.zeros(1, 3, 8, 8))
+    before = model[0].weight.clone()
+    training.training_step(model, 2, (3, 8, 8))()
+    assert not torch.equal(model[0].weight, before)
+
+
+# What comes out
+
+
+def result_of(samples, complete=True, table="table5"):
+    """A result of one eager run of two networks of Table 5, the reference the second."""
+    names = {"MobileNetV2-0.5x": 1, "RDPNet-0.75x": 2}
+    facts = {
+        f"{name}, {DEPLOY}": dict(
+            name=name, form=DEPLOY, size=[3, 224, 224], params=number * 10**6, macs=number * 10**8
+        )
+        for name, number in names.items()
+    }
+    measurement = Measurement(dict(zip(facts, samples)), rounds=len(samples[0]), warmup=0, seed=0, load_after=50.0)
+    one = dict(comparison="Group A", reference=f"RDPNet-0.75x, {DEPLOY}", backend="eager", threads=1, failures={})
+    return {
+        "table": table,
+        "title": "Title",
+        "note": "A note.",
+        "complete": complete,
+        "quick": False,
+        "rounds": 3,
+        "command": "rdpnet bench table5",
+        "date": "2026-01-02T03:04:05+00:00",
+        "machine": {"cpu": "A CPU", "cores": 2, "capability": "AVX2", "gpu": None, "versions": {"torch": "2.0"}},
+        "runs": [{**one, "contestants": facts, "measurement": measurement.to_dict()}],
+    }
+
+
+def test_markdown_puts_the_papers_figures_and_factors_beside_ours():
+    text = report.markdown(result_of(([20.0, 21.0, 22.0], [10.0, 10.0, 10.0])))
+    assert "| MobileNetV2-0.5x | 1.00 | 100 | 65.03 | 85.72 | 38.52 (2.07x) | 21.00 (2.10x) |" in text
+    assert "| **RDPNet-0.75x** | 2.00 | 200 | 67.23 | 88.93 | 18.58 | 10.00 |" in text
+    assert "2026-01-02, A CPU, 2 cores" in text and "torch 2.0" in text and "`rdpnet bench table5`" in text
+    assert "other programs used 0 % of the machine before the run and 50 % after it" in text
+    assert "interrupted" not in text and "too noisy" not in text
+
+
+def test_markdown_says_where_two_contestants_cannot_be_ranked():
+    text = report.markdown(result_of(([9.0, 12.0, 10.0], [10.0, 10.0, 10.0])))
+    assert "10.00 (1.00x, tie)" in text
+    assert "too noisy to rank (tie): " in text
+
+
+def test_an_unfinished_result_says_so():
+    assert "interrupted" in report.markdown(result_of(([1.0], [1.0]), complete=False))
+
+
+def test_a_table_in_a_document_is_replaced_and_the_rest_is_left():
+    document = "a\n<!-- table5 -->\nold\n<!-- /table5 -->\nb\n<!-- table8 -->\nkept\n<!-- /table8 -->\n"
+    spliced = report.splice(document, {"table5": "new\n", "table1": "unused"})
+    assert spliced == "a\n<!-- table5 -->\n\nnew\n\n<!-- /table5 -->\nb\n<!-- table8 -->\nkept\n<!-- /table8 -->\n"
+    assert report.splice(spliced, {"table5": "new\n"}) == spliced
+
+
+def test_the_pareto_front_holds_what_nothing_beats():
+    generator = random.Random(0)
+    points = {str(index): (generator.randint(1, 20), generator.randint(1, 20)) for index in range(60)}
+    front = pareto_front(points)
+    for name, (latency, accuracy) in points.items():
+        beaten = any(
+            a <= latency and b >= accuracy and (a, b) != (latency, accuracy) for a, b in map(points.get, points)
+        )
+        assert (points[name] in [points[each] for each in front]) is not beaten
+
+
+# How the command behaves
+
+
+def test_errors_say_what_was_expected(tmp_path, capsys, monkeypatch):
+    def error_of(*args):
+        assert cli.main(["bench", *args]) == 1
+        return capsys.readouterr().err
+
+    out = ["-o", str(tmp_path / "out")]
+    assert "there is no table 'table2'; choose from table1, table3" in error_of("table2", *out)
+    assert "--rounds must be 1 or more, got 0" in error_of("table8", "--rounds", "0", *out)
+    assert "--threads must be 1 or more, got 0" in error_of("table8", "--threads", "0", *out)
+    assert "there is no backend 'tflite'; choose from eager" in error_of("table8", "--backend", "tflite", *out)
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "file").touch()
+    assert "choose another folder with -o" in error_of("table8", "-o", str(tmp_path / "file" / "out"))
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "openvino" else find_spec(name))
+    assert 'pip install "rdpnet-timm[bench]"' in error_of("table8", "--backend", "openvino", *out)
+
+
+def test_an_interrupted_command_keeps_what_it_has_and_says_so(tmp_path, capsys, monkeypatch):
+    calls = []
+
+    def interrupted_in_the_second_run(functions, rounds, *args, **kwargs):
+        calls.append(1)
+        result = measure(functions, 3, *args, **kwargs)
+        if len(calls) == 2:
+            raise Interrupted(Measurement({name: times[:2] for name, times in result.samples.items()}, 3, 1, 0))
+        return result
+
+    monkeypatch.setattr(report, "measure", interrupted_in_the_second_run)
+    arguments = ["bench", "table8", "--quick", "--backend", "eager", "onnxruntime", "-o", str(tmp_path)]
+    assert cli.main(arguments) == 130
+    assert f"interrupted: 2 runs of table8 were measured, wholly or in part, and are kept in {tmp_path}" in (
+        capsys.readouterr().out
+    )
+    result = json.loads((tmp_path / "table8.json").read_text())
+    lengths = [{len(times) for times in one["measurement"]["samples"].values()} for one in result["runs"]]
+    assert lengths == [{3}, {2}] and result["complete"] is False
+    assert "interrupted" in (tmp_path / "table8.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_quick_run_writes_every_table(tmp_path):
+    run.run(run.NAMES, tmp_path, quick=True, command="rdpnet bench all --quick")
+    for name in run.NAMES:
+        result = json.loads((tmp_path / f"{name}.json").read_text())
+        assert result["complete"] and result["quick"] and result["machine"]["cpu"]
+        with open(tmp_path / f"{name}.csv", newline="") as file:
+            lines = list(csv.DictReader(file))
+        comparisons = TABLES[name].comparisons if name in TABLES else [None]
+        backends_used = ["cpu"] if name == "training" else ["eager", "onnxruntime", "openvino"]
+        assert len({(line["comparison"], line["backend"]) for line in lines}) == len(comparisons) * len(backends_used)
+        assert all(float(line["min_ms"]) > 0 and line["rounds"] == "2" for line in lines)
+        for one in result["runs"]:
+            samples = one["measurement"]["samples"]
+            assert samples.keys() == one["contestants"].keys() and not one["failures"]
+            assert all(len(times) == 2 for times in samples.values())
+            assert len(one["ratios"]) == len(samples) * (len(samples) - 1) // 2
+        assert "not to be quoted" in (tmp_path / f"{name}.md").read_text()
+    assert sorted(path.stem for path in tmp_path.glob("*.png")) == ["figure2", "modern", "scaling", "table5"]
+    assert not list(tmp_path.glob(".*"))
