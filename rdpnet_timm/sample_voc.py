@@ -39,15 +39,15 @@ def make_sample_voc(folder: Path, images: int = 180, seed: int = 0) -> Path:
 
     Args:
         folder: where ``VOCdevkit`` is made; created if need be.
-        images: pictures in each of the two years, at least 30, so that every split has every class.
+        images: pictures in each of the two years, at least 45, with which train and test have every class.
         seed: seed of the drawing.
 
     Raises:
         FileExistsError: ``folder/VOCdevkit`` exists; it is left alone.
-        ValueError: fewer images than 30, or a negative seed.
+        ValueError: fewer images than 45, or a negative seed.
     """
-    if images < 30 or seed < 0:
-        raise ValueError(f"images must be at least 30 and seed at least 0, got {images} and {seed}")
+    if images < 45 or seed < 0:
+        raise ValueError(f"images must be at least 45 and seed at least 0, got {images} and {seed}")
     devkit = Path(folder) / "VOCdevkit"
     if devkit.exists() or devkit.is_symlink():
         raise FileExistsError(f"{devkit} exists, and is never overwritten: name another folder, or move it away")
@@ -95,8 +95,10 @@ def _draw_year(
     classes: List[int] = []
     names, contents = [], []
     for number in range(1, images + 1):
+        if number - 1 in {start for start, _ in splits.values()}:
+            classes = []  # each split begins with all classes anew
         count = int(rng.integers(2, 5))
-        while len(classes) < count:  # every class once before any comes again, so that no split lacks one
+        while len(classes) < count:  # every class once before any comes again
             classes += rng.permutation(len(VOC_CLASSES)).tolist()
         picture, mask, objects = _draw_picture(classes[:count], rng)
         # what found no room comes first in the next picture
