@@ -1,6 +1,9 @@
 # DeepLabV3+, MobileNetV2-0.5x, VOC2012: a peer of RDPNet in the paper's Table 7.
-_base_ = '../_base_/deeplabv3plus_voc12.py'
+_base_ = "../_base_/deeplabv3plus_voc12.py"
 model = dict(
-    backbone=dict(_delete_=True, type='TimmBackbone', model_name='mobilenetv2_050', out_indices=(1, 3, 4), output_stride=16),
+    backbone=dict(
+        _delete_=True, type="TimmBackbone", model_name="mobilenetv2_050", out_indices=(1, 3, 4), output_stride=16
+    ),
     decode_head=dict(in_channels=160, c1_in_channels=16),
-    auxiliary_head=dict(in_channels=48))
+    auxiliary_head=dict(in_channels=48),
+)
