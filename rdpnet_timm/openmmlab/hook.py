@@ -53,7 +53,7 @@ class ReparameterizeHook(Hook):
     def before_run(self, runner: Any) -> None:
         """Have the train form put back if an evaluation ends in an error, when no hook is called any more."""
         for loop in (runner._val_loop, runner._test_loop):
-            if hasattr(loop, "run") and not hasattr(loop.run, "__wrapped__"):
+            if hasattr(loop, "run") and not hasattr(loop.run, "restores_train_form"):
                 loop.run = self._restoring(loop.run, runner)
 
     def before_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
@@ -90,6 +90,7 @@ class ReparameterizeHook(Hook):
             finally:
                 self._restore(runner)
 
+        run_and_restore.restores_train_form = True  # type: ignore[attr-defined]
         return run_and_restore
 
     def _deploy(self, runner: Any) -> None:
@@ -141,7 +142,7 @@ class ReparameterizeHook(Hook):
                 f"{count_macs(merged, x[:1]) / 1e6:.1f} M after, at {size}; {found}"
             )
         if not inputs:
-            lines.append("not compared: no converted part is called with a tensor")
+            lines.append("not compared: nothing was converted, or no converted part is called with a tensor")
         runner.logger.info("\n    ".join(lines))
 
     def _forget(self) -> None:
@@ -157,10 +158,11 @@ def converted_parts(model: nn.Module, deployed: nn.Module) -> List[str]:
     A detector's is ``['backbone']``; an empty name is the model itself.
     """
     parts: Dict[str, List[str]] = {}
+    after = dict(deployed.named_modules())
     for name, module in model.named_modules():
         if any(callable(getattr(module, method, None)) for method in ("reparameterize", "fuse", "switch_to_deploy")):
             path = name.split(".") if name else []
-            merged = dict(deployed.named_modules()).get(name)
+            merged = after.get(name)
             if merged is None or not _same_state(module, merged):
                 known = parts.setdefault(path[0] if path else "", path)
                 parts[path[0] if path else ""] = [a for a, b in zip(known, path) if a == b]
