@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import sys
 from itertools import combinations
 from pathlib import Path
@@ -92,8 +93,11 @@ def _extra(extra: Mapping[str, Any], median: float) -> Dict[str, Any]:
     return {**extra, "images/s": round(extra["batch"] / median * 1e3, 1)} if extra else {}
 
 
-def markdown(result: Result, details: bool = True) -> str:
-    """The result as Markdown: the conditions, a table per comparison, warnings, and with ``details`` every figure."""
+def markdown(result: Result, details: bool = True, ties: bool = True) -> str:
+    """The result as Markdown: the conditions, a table per comparison, warnings.
+
+    ``details`` adds a table of every figure, ``ties`` the neighbours in each ranking that cannot be told apart.
+    """
     parts = [f"### {result['title']}", _conditions(result)]
     if result["quick"]:
         parts.append("**A quick run, to see that everything works: its times are not to be quoted.**")
@@ -111,7 +115,7 @@ def markdown(result: Result, details: bool = True) -> str:
         f"{last_form} form."
     )
     parts += [text for text in (_paper_note(result), result["note"]) if text]
-    parts += _warnings(result)
+    parts += _warnings(result, ties)
     if details and by_comparison:
         every = [row for group in by_comparison.values() for row in group]
         parts.append(f"<details><summary>Every figure</summary>\n\n{_table(every[0], every)}\n\n</details>")
@@ -179,19 +183,22 @@ def _paper_note(result: Result) -> str:
     return TABLES[result["table"]].paper.note if result["table"] in TABLES else ""
 
 
-def _warnings(result: Result) -> List[str]:
-    """What could not be ranked or measured, and where others used the machine meanwhile."""
-    lines = []
+def _warnings(result: Result, ties: bool) -> List[str]:
+    """Where others used the machine meanwhile, what could not be measured, and with ``ties`` what cannot be ranked."""
+    lines, noisy, load = [], [], 0.0
     for run in result["runs"]:
         measurement = Measurement.from_dict(run["measurement"])
         where = f"{run['comparison']}, {describe_run(run)}"
         if measurement.is_noisy:
-            before, after = (f"{load or 0:.0f} %" for load in (measurement.load_before, measurement.load_after))
-            lines.append(f"- {where}: other programs used {before} of the machine before the run and {after} after it")
-        if any(measurement.samples.values()):
-            ties = "; ".join(f"{a} and {b}" for a, b in measurement.ties())
-            lines += [f"- {where}: too noisy to rank (tie): {ties}"] if ties else []
+            noisy.append(where)
+            load = max(load, measurement.load_before or 0, measurement.load_after or 0)
+        if ties and any(measurement.samples.values()):
+            pairs = "; ".join(f"{a} and {b}" for a, b in measurement.ties())
+            lines += [f"- {where}: too noisy to rank (tie): {pairs}"] if pairs else []
         lines += [f"- {where}: {key} could not be measured: {reason}" for key, reason in run["failures"].items()]
+    if noisy:
+        runs = "all runs" if len(noisy) == len(result["runs"]) else "; ".join(noisy)
+        lines.insert(0, f"- other programs used up to {load:.0f} % of the machine before or after {runs}")
     return ["Warnings:\n\n" + "\n".join(lines)] if lines else []
 
 
@@ -243,10 +250,19 @@ def splice(document: str, results: Mapping[str, str]) -> str:
 
 
 def _update(directory: Path, document: Path) -> None:
+    """Put the results in ``directory`` into ``document``, and their pictures into the folder ``images`` beside it."""
     results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(directory.glob("*.json"))}
-    tables = {name: markdown(result, details=False) for name, result in results.items()}
-    document.write_text(splice(document.read_text(encoding="utf-8"), tables), encoding="utf-8")
+    bodies = {name: markdown(result, details=False, ties=False) for name, result in results.items()}
+    tables = {name: body.split("\n\n", 1)[1] for name, body in bodies.items()}  # the document has its own headings
+    text = splice(document.read_text(encoding="utf-8"), tables)
+    document.write_text(text, encoding="utf-8")
+    for picture in directory.glob("*.png"):
+        target = document.parent / "images" / f"bench_{picture.name}"
+        if target.name in text:
+            shutil.copyfile(picture, target)
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("usage: python -m rdpnet_timm.bench.report DIR DOCUMENT.md")
     _update(Path(sys.argv[1]), Path(sys.argv[2]))
