@@ -148,7 +148,7 @@ def _save_grid(rows: Tuple[List[Image.Image], ...], file: Path) -> None:
         for j, picture in enumerate(row):
             grid.paste(picture, (j * (width + GAP), i * (height + GAP)))
     file.parent.mkdir(parents=True, exist_ok=True)
-    grid.quantize(128).save(file, optimize=True)
+    grid.quantize(64, dither=Image.Dither.NONE).save(file, optimize=True)
 
 
 if __name__ == "__main__":
