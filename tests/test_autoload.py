@@ -20,7 +20,10 @@ ALL_MODELS = {
     f"rdpnet_{width}{form}" for width in ("025", "050", "075", "100", "125", "150") for form in ("", "_cifar")
 }
 
-pytestmark = pytest.mark.skipif(not (ROOT / "pyproject.toml").exists(), reason="needs the source tree to install from")
+pytestmark = [
+    pytest.mark.xdist_group("autoload"),  # one worker, so that the package is installed once each way
+    pytest.mark.skipif(not (ROOT / "pyproject.toml").exists(), reason="needs the source tree to install from"),
+]
 
 
 class Environment:

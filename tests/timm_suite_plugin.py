@@ -50,7 +50,6 @@ STAND_IN = {
     "test_export_data_config_test_size_roundtrip": MODELS,
 }
 TRAIN_FORM_ONLY = {
-    "test_model_default_cfgs",  # the cfg names the first convolutions of the train form
     "test_mobile_model_fusion_features",
 }
 # What a re-parametrised test passes beside the model's name, where that is not "no further arguments".
