@@ -22,4 +22,4 @@ def _init_without_cpu_ids(
     _init(self, module, device_ids=device_ids, **kwargs)
 
 
-DistributedDataParallel.__init__ = _init_without_cpu_ids  # type: ignore[method-assign]
+DistributedDataParallel.__init__ = _init_without_cpu_ids
