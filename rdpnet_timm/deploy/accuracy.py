@@ -19,7 +19,7 @@ from ..convert import reparameterize
 from ..train.data import Images, read_data
 from .bias import correct_bias
 from .calibration import Preprocessing
-from .equalize import equalize
+from .equalize import equalize, equalize_activations
 from .formats import FORMATS, to_onnx
 from .quantize import quantize_onnx, quantize_openvino
 
@@ -31,7 +31,7 @@ class Row(NamedTuple):
 
     runtime: str
     weights: str
-    equalized: bool
+    equalized: str
     bias_correction: str
     accuracy: float
     agreement: float
@@ -68,19 +68,25 @@ def evaluate(
         reference = torch.cat([deployed(batch).argmax(1) for batch in torch.from_numpy(images).split(100)]).numpy()
     rows: List[Row] = []
 
-    def add(runtime: str, weights: str, equalized: bool, bias_correction: str, predicted: np.ndarray) -> None:
+    def add(runtime: str, weights: str, equalized: str, bias_correction: str, predicted: np.ndarray) -> None:
         accuracy, agreement = (100 * float((predicted == truth).mean()) for truth in (labels, reference))
         rows.append(Row(runtime, weights, equalized, bias_correction, accuracy, agreement))
         print(_line(rows[-1]), flush=True)
 
-    add("PyTorch", "float32", False, "", reference)
+    add("PyTorch", "float32", "no", "", reference)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for equalized in (False, True):
-            plain = equalize(deployed).model if equalized else deployed
+        images_of_calibration = torch.from_numpy(calibration)
+        weights_equalized = equalize(deployed).model
+        models = {
+            "no": deployed,
+            "weights": weights_equalized,
+            "weights, activations": equalize_activations(weights_equalized, images_of_calibration),
+        }
+        for equalized, plain in models.items():
             for ours in (False, True):
                 source, target = folder / "float.onnx", folder / "int8.onnx"
-                variant = correct_bias(plain, torch.from_numpy(calibration)) if ours else plain
+                variant = correct_bias(plain, images_of_calibration) if ours else plain
                 to_onnx(variant, torch.from_numpy(images[:1]), source, dynamic_batch=True)
                 if not ours:
                     for runtime, format_name in (("ONNX Runtime", "onnx"), ("OpenVINO", "openvino")):
@@ -111,9 +117,8 @@ def evaluate(
 
 
 def _line(row: Row) -> str:
-    equalized = "yes" if row.equalized else "no"
     return (
-        f"| {row.runtime} | {row.weights} | {equalized} | {row.bias_correction or 'no'} | {row.accuracy:.2f} | "
+        f"| {row.runtime} | {row.weights} | {row.equalized} | {row.bias_correction or 'no'} | {row.accuracy:.2f} | "
         f"{row.agreement:.2f} |"
     )
 

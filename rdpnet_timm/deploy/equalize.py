@@ -9,7 +9,7 @@ Source: Nagel et al., "Data-Free Quantization Through Weight Equalization and Bi
 
 from copy import deepcopy
 from itertools import pairwise
-from typing import List, NamedTuple, Optional, Union
+from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +17,14 @@ from timm.layers import SelectAdaptivePool2d
 from torch import Tensor, fx, nn
 
 from ..reparam import Kernel, float64
+from ..verify import evaluating
 
 __all__ = [
     "Equalization",
     "Layer",
     "NotStraight",
     "equalize",
+    "equalize_activations",
     "groups_of",
     "kernel_of",
     "scale_inputs",
@@ -163,9 +165,8 @@ def equalize(model: nn.Module, inplace: bool = False, tolerance: float = 1e-2, m
     if not inplace:
         model = deepcopy(model)
     layers = straight_path(model)
-    kernels = [kernel_of(layer) for layer in layers]
-    ranges = [_ranges(kernel) for kernel in kernels]
-    total = [torch.ones(len(kernel.bias), dtype=torch.float64) for kernel in kernels[:-1]]
+    ranges = [_ranges(kernel_of(layer)) for layer in layers]
+    total = [torch.ones(len(kernel.bias), dtype=torch.float64) for kernel in ranges[:-1]]
     change, sweeps = float("inf"), 0
     while change > tolerance and sweeps < max_sweeps:
         change, sweeps = 0.0, sweeps + 1
@@ -177,6 +178,65 @@ def equalize(model: nn.Module, inplace: bool = False, tolerance: float = 1e-2, m
             ranges[index + 1] = scale_inputs(ranges[index + 1], 1 / factors, groups_of(layer))
             total[index] *= factors
             change = max(change, float((factors - 1).abs().max()))
+    _apply(total, layers)
+    return Equalization(model, sweeps, change)
+
+
+def equalize_activations(model: nn.Module, images: Tensor, inplace: bool = False) -> nn.Module:
+    """Move factors along a straight path so that the channels of an activation, which share one scale, are alike.
+
+    With weights rounded by output channel, a layer's outputs may be scaled freely. What reads them sets the price: a
+    depthwise convolution has one scale an input channel too, so in front of it every channel gets the same range; in
+    front of a dense layer a channel's activation and the weights that read it, each relative to its row, share what
+    there is, as ``sqrt(range of weights / range of activation)``.
+
+    Args:
+        model: a straight path. The outputs stay the same in exact arithmetic.
+        images: calibration images ``(N, C, H, W)`` as the model takes them.
+        inplace: change ``model`` itself rather than a copy.
+
+    Raises:
+        NotStraight: the model is not a straight path.
+
+    Source: the sharing in front of a dense layer is that of Xiao et al., "SmoothQuant", 2023, equation 4.
+    """
+    if not inplace:
+        model = deepcopy(model)
+    layers = straight_path(model)
+    found: Dict[Layer, Tensor] = {}
+
+    def record(layer: Layer, inputs: Tuple[Tensor, ...]) -> None:
+        found[layer] = (
+            inputs[0].double().abs().amax(0).flatten(1).amax(1)
+            if inputs[0].ndim == 4
+            else (inputs[0].double().abs().amax(0))
+        )
+
+    hooks = [layer.register_forward_pre_hook(record) for layer in layers[1:]]
+    try:
+        with evaluating(model):
+            model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    total = []
+    for layer in layers[1:]:
+        activation, weight = found[layer], _ranges(kernel_of(layer)).weight
+        if groups_of(layer) == len(activation):
+            factors = 1 / activation
+        else:
+            relative = Kernel(weight / weight.amax(1, keepdim=True), weight.new_zeros(len(weight)))
+            factors = torch.sqrt(_input_ranges(relative, groups_of(layer)) / activation)
+        alive = factors.isfinite() & (factors > 0)
+        factors = torch.where(alive, factors, 1.0)
+        total.append(torch.where(alive, factors / factors[alive].median(), 1.0) if alive.any() else factors)
+    _apply(total, layers)
+    return model
+
+
+def _apply(total: Sequence[Tensor], layers: Sequence[Layer]) -> None:
+    """Multiply the outputs of each layer but the last by its factors, and divide what reads them, in place."""
+    kernels = [kernel_of(layer) for layer in layers]
     for index, (factors, layer) in enumerate(zip(total, layers[1:])):
         kernels[index] = scale_outputs(kernels[index], factors)
         kernels[index + 1] = scale_inputs(kernels[index + 1], 1 / factors, groups_of(layer))
@@ -185,4 +245,3 @@ def equalize(model: nn.Module, inplace: bool = False, tolerance: float = 1e-2, m
             layer.weight.copy_(kernel.weight)
             if layer.bias is not None:
                 layer.bias.copy_(kernel.bias)
-    return Equalization(model, sweeps, change)

@@ -21,7 +21,7 @@ from ..convert import reparameterize
 from ..verify import evaluating
 from .bias import correct_bias
 from .calibration import Calibration, Preprocessing, random_images
-from .equalize import NotStraight, equalize
+from .equalize import NotStraight, equalize, equalize_activations
 from .formats import FORMATS, Format, Runner, available_threads, known_format
 from .normalize import fold_normalization
 from .quantize import QUANTIZERS
@@ -212,7 +212,7 @@ def table(artifacts: Sequence[Artifact]) -> str:
     for artifact in artifacts:
         best = artifact.on_real or artifact.on_random
         rows.add_row(
-            str(artifact.path),
+            artifact.path.name,
             artifact.precision,
             f"{artifact.on_random.largest:.1e}",
             f"{artifact.on_real.largest:.1e}" if artifact.on_real else "",
@@ -221,15 +221,14 @@ def table(artifacts: Sequence[Artifact]) -> str:
             f"{artifact.latency_ms:.2f}",
             f"{artifact.threads} thread{'s' * (artifact.threads > 1)}, {_spelled(artifact.options)}",
         )
-    console = Console(width=160, record=True, file=io.StringIO())
+    console = Console(width=200, record=True, file=io.StringIO())
     console.print(rows)
     return console.export_text().rstrip()
 
 
 def _name(model: nn.Module) -> str:
-    config = getattr(model, "pretrained_cfg", None) or {}
-    parts = [config.get("architecture") or type(model).__name__.lower(), config.get("tag")]
-    return ".".join(part for part in parts if part and part != "untrained")
+    # not the tag: it names weights, and these may be others
+    return (getattr(model, "pretrained_cfg", None) or {}).get("architecture") or type(model).__name__.lower()
 
 
 def _test_images(preprocessing: Preprocessing, calibration: Optional[Calibration]) -> Dict[str, Tensor]:
@@ -254,6 +253,7 @@ def _ready_for_int8(
     if equalization is not False:
         try:
             model, sweeps, _ = equalize(model)
+            model = equalize_activations(model, images)
             steps["equalized"], steps["sweeps"] = True, sweeps
         except NotStraight as error:
             if equalization:
@@ -328,7 +328,7 @@ def _tune(artifact: Artifact, kind: Format, image: np.ndarray, rounds: int, seco
     }
     runners = {label: kind.load(artifact.path, *choice) for label, choice in choices.items()}
     contestants = {label: lambda run=run: run(image) for label, run in runners.items()}
-    first = measure(contestants, 1, warmup=1)
+    first = measure(contestants, 1, warmup=1, primed=False)
     contestants = {
         label: call
         for label, call in contestants.items()

@@ -1,0 +1,89 @@
+import io
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from rdpnet_timm.deploy.calibration import Preprocessing, load_images, random_images
+
+
+@pytest.fixture
+def preprocessing():
+    return Preprocessing.of(timm.create_model("rdpnet_025_cifar"))
+
+
+def picture(value, size=(32, 32)):
+    return Image.fromarray(np.full((*size, 3), value, np.uint8))
+
+
+def encoded(value):
+    buffer = io.BytesIO()
+    picture(value).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_pixels_of_a_folder_are_those_of_its_pictures_spread_evenly(tmp_path, preprocessing):
+    (tmp_path / "sub").mkdir()
+    for index in range(9):
+        picture(index * 10).save(tmp_path / "sub" / f"{index}.png")
+    (tmp_path / "notes.txt").write_text("no image")
+    images = load_images(tmp_path, preprocessing, limit=3)
+    assert images.pixels.shape == (3, 3, 32, 32)
+    torch.testing.assert_close(images.pixels[:, 0, 0, 0], torch.tensor([0, 40, 80]) / 255)
+    mean, std = np.array(preprocessing.mean), np.array(preprocessing.std)
+    np.testing.assert_allclose(preprocessing.normalize(images.pixels)[2, :, 5, 5], (80 / 255 - mean) / std, rtol=1e-5)
+
+
+def test_a_parquet_gives_pictures_labels_and_class_names(tmp_path, preprocessing):
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+
+    table = arrow.table({"image": [encoded(v) for v in (0, 51, 255)], "label": [2, 0, 1]})
+    parquet.write_table(table.replace_schema_metadata({"classes": "cat,dog,eel"}), tmp_path / "data.parquet")
+    images = load_images(tmp_path / "data.parquet", preprocessing)
+    torch.testing.assert_close(images.pixels[:, 2, 31, 31], torch.tensor([0, 0.2, 1]))
+    assert images.labels.tolist() == [2, 0, 1] and images.class_names == ["cat", "dog", "eel"]
+
+
+def test_one_channel_reads_grey(tmp_path):
+    model = timm.create_model("rdpnet_025_cifar", in_chans=1)
+    picture(100).save(tmp_path / "a.png")
+    assert load_images(tmp_path, Preprocessing.of(model)).pixels.shape == (1, 1, 32, 32)
+
+
+def test_another_size_is_resized_to(tmp_path):
+    model = timm.create_model("rdpnet_025_cifar")
+    picture(100, (50, 70)).save(tmp_path / "a.png")
+    assert load_images(tmp_path, Preprocessing.of(model, (3, 40, 24))).pixels.shape == (1, 3, 40, 24)
+
+
+def test_wrong_sources_are_named(tmp_path, preprocessing):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        load_images(tmp_path / "nowhere", preprocessing)
+    with pytest.raises(ValueError, match="no images in the folder"):
+        load_images(tmp_path, preprocessing)
+    (tmp_path / "broken.png").write_bytes(encoded(1)[:40])
+    with pytest.raises(ValueError, match=r"broken\.png"):
+        load_images(tmp_path, preprocessing)
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match="parquet"):
+        load_images(tmp_path / "broken.parquet", preprocessing)
+
+
+def test_a_parquet_without_images_is_named(tmp_path, preprocessing):
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+
+    parquet.write_table(arrow.table({"picture": [b"", b""]}), tmp_path / "data.parquet")
+    with pytest.raises(ValueError, match="column 'image'"):
+        load_images(tmp_path / "data.parquet", preprocessing)
+
+
+def test_random_images_come_with_a_warning_and_are_always_the_same(preprocessing):
+    with pytest.warns(UserWarning, match="accuracy will be worse"):
+        first = random_images(preprocessing, 4)
+    with pytest.warns(UserWarning):
+        assert torch.equal(first.pixels, random_images(preprocessing, 4).pixels)
+    assert first.pixels.min() >= 0 and first.pixels.max() <= 1

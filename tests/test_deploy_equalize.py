@@ -1,0 +1,166 @@
+from itertools import pairwise
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from rdpnet_timm import RDPNet, reparameterize
+from rdpnet_timm.deploy.bias import correct_bias
+from rdpnet_timm.deploy.equalize import (
+    NotStraight,
+    equalize,
+    equalize_activations,
+    scale_inputs,
+    scale_outputs,
+    straight_path,
+)
+from rdpnet_timm.reparam import Kernel
+from rdpnet_timm.verify import randomize_norms
+
+
+def deployed(dtype=torch.float64, **kwargs):
+    model = RDPNet(0.25, strides=(1, 1, 2, 2, 2), num_classes=5, **kwargs)
+    return reparameterize(randomize_norms(model).to(dtype)).eval().requires_grad_(False)
+
+
+def relative(actual, expected):
+    return ((actual - expected).abs().max() / expected.abs().max()).item()
+
+
+@pytest.mark.parametrize("groups", [1, 2, 6])
+def test_scaled_kernels_are_convolutions_between_scaled_channels(groups):
+    weight, bias = torch.randn(12, 6 // groups, 3, 3).double(), torch.randn(12).double()
+    x = torch.randn(2, 6, 7, 7).double()
+    into, out = torch.rand(6).double() + 0.5, torch.rand(12).double() + 0.5
+    kernel = scale_outputs(scale_inputs(Kernel(weight, bias), into, groups), out)
+    expected = F.conv2d(x * into.view(1, -1, 1, 1), weight, bias, groups=groups) * out.view(1, -1, 1, 1)
+    assert relative(F.conv2d(x, *kernel, groups=groups), expected) < 1e-14
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_equalisation_leaves_the_outputs(dtype, bound):
+    model = deployed(dtype)
+    x = torch.randn(2, 3, 16, 16, dtype=dtype)
+    equalized = equalize(model).model
+    assert not torch.equal(equalized.stem.reparam_conv.weight, model.stem.reparam_conv.weight)
+    assert relative(equalized(x), model(x)) < bound
+
+
+def test_a_converged_equalisation_gives_a_channel_one_range_on_both_its_sides():
+    model = deployed()
+    equalized = equalize(model, tolerance=1e-3)
+    convs = [module for module in equalized.model.modules() if isinstance(module, nn.Conv2d)]
+    assert len(convs) == 41 and equalized.largest_change < 1e-3
+
+    def disagreement(network):
+        layers = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+        worst = 1.0
+        for first, second in pairwise(layers):
+            for channel in range(first.out_channels):
+                made = first.weight[channel].abs().max()
+                read = (second.weight[channel] if second.groups > 1 else second.weight[:, channel]).abs().max()
+                worst = max(worst, (made / read).item(), (read / made).item())
+        return worst
+
+    before, after = disagreement(model), disagreement(equalized.model)
+    assert before > 20 and after < 1.01, (before, after)
+
+
+def test_equalised_weights_lose_less_to_one_scale_a_layer():
+    def error(network):
+        """Root mean square of the output's error when every layer's weights are rounded to 255 levels."""
+        x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        expected = network(x)
+        with torch.no_grad():
+            for module in network.modules():
+                if isinstance(module, (nn.Conv2d, nn.Linear)):
+                    step = module.weight.abs().max() / 127
+                    module.weight.copy_((module.weight / step).round() * step)
+        return ((network(x) - expected).square().mean().sqrt() / expected.square().mean().sqrt()).item()
+
+    model = deployed()
+    equalized = equalize(model).model
+    before, after = error(model), error(equalized)
+    assert after < before / 2, (before, after)
+
+
+def test_equalised_activations_lose_less_to_one_scale_a_layer():
+    images = torch.randn(4, 3, 16, 16, dtype=torch.float64)
+
+    def error(network):
+        """Root mean square of the output's error when every activation behind a ReLU is rounded to 256 levels."""
+        expected = network(images)
+        hooks = []
+        for module in network.modules():
+            if isinstance(module, nn.ReLU):
+                hooks.append(module.register_forward_hook(lambda m, i, x: (x / x.max() * 255).round() / 255 * x.max()))
+        rounded = network(images)
+        for hook in hooks:
+            hook.remove()
+        return ((rounded - expected).square().mean().sqrt() / expected.square().mean().sqrt()).item()
+
+    model = deployed()
+    equalized = equalize_activations(model, images)
+    assert relative(equalized(images), model(images)) < 1e-12
+    before, after = error(model), error(equalized)
+    assert after < before / 1.5, (before, after)
+
+
+def test_a_dead_channel_stays_dead_and_finite():
+    model = deployed()
+    model.stem.reparam_conv.weight[3] = 0
+    model.stages[0][0].point.reparam_conv.weight[:, 5] = 0
+    x = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    assert relative(equalize(model).model(x), model(x)) < 1e-12
+    assert relative(equalize_activations(model, x)(x), model(x)) < 1e-12
+
+
+def test_any_straight_path_will_do():
+    path = nn.Sequential(
+        nn.Conv2d(3, 8, 3, bias=False), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 12, 3, groups=4), nn.LeakyReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(), nn.Linear(12, 6), nn.ReLU(), nn.Linear(6, 3),
+    ).double().eval()  # fmt: skip
+    path[8].weight.data[:, 2] *= 100
+    x = torch.randn(2, 3, 12, 12).double()
+    assert relative(equalize(path).model(x), path(x)) < 1e-13
+    assert len(straight_path(path)) == 4
+
+
+@pytest.mark.parametrize(
+    ("model", "named"),
+    [
+        (lambda: timm.create_model("resnet10t"), "BatchNorm2d"),
+        (lambda: timm.create_model("rdpnet_025_cifar"), "branches at"),
+        (lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU6(), nn.Conv2d(4, 3, 1)), "ReLU6"),
+        (lambda: nn.Sequential(*[nn.Conv2d(3, 3, 1)] * 2), "twice"),
+        (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2)), "inputs"),
+    ],
+)
+def test_a_model_that_is_no_straight_path_is_refused_by_the_place_where_it_branches(model, named):
+    with pytest.raises(NotStraight, match=named):
+        equalize(model())
+
+
+def test_the_given_model_stays_unless_inplace():
+    model = deployed()
+    weight = model.stem.reparam_conv.weight.clone()
+    equalize(model)
+    assert torch.equal(model.stem.reparam_conv.weight, weight)
+    assert equalize(model, inplace=True).model is model
+    assert not torch.equal(model.stem.reparam_conv.weight, weight)
+
+
+def test_corrected_biases_take_back_the_mean_error_of_rounded_weights():
+    conv = nn.Conv2d(6, 4, 1).double().requires_grad_(False)
+    images = torch.rand(8, 6, 5, 5).double() + 1  # of a mean far from zero
+    expected = conv(images).mean((0, 2, 3))
+    corrected = correct_bias(nn.Sequential(conv), images)[0]
+    step = conv.weight.abs().amax((1, 2, 3), keepdim=True) / 127
+
+    def mean_error(bias):
+        return (F.conv2d(images, (conv.weight / step).round() * step, bias).mean((0, 2, 3)) - expected).abs().max()
+
+    assert mean_error(conv.bias) > 1e-4
+    assert mean_error(corrected.bias) < 1e-12

@@ -1,0 +1,246 @@
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from rdpnet_timm import RDPNet
+from rdpnet_timm.cli import main
+from rdpnet_timm.deploy import Calibration, NotStraight, export
+from rdpnet_timm.deploy.calibration import Preprocessing
+from rdpnet_timm.verify import randomize_norms
+
+SIZE = (3, 16, 16)
+ALL = ("onnx", "openvino", "torch-export", "torchscript")
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    network = randomize_norms(RDPNet(0.25, strides=(1, 1, 2, 2, 2), num_classes=5), decades=0.3).eval()
+    network.pretrained_cfg = {**timm.create_model("rdpnet_025_cifar").pretrained_cfg, "architecture": "small"}
+    return network
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    return torch.rand(6, *SIZE, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.fixture(scope="module")
+def exported(model, pixels, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported") / "new" / "folder"
+    artifacts = export(
+        model, folder, ALL, int8=True, calibration=Calibration(pixels), input_size=SIZE, dynamic_batch=True,
+        pixel_range=255, class_names=list("abcde"), rounds=1,
+    )  # fmt: skip
+    return folder, artifacts
+
+
+def expected(model, pixels):
+    with torch.no_grad():
+        return model(Preprocessing.of(model, SIZE).normalize(pixels)).numpy()
+
+
+def relative(actual, reference):
+    return np.abs(actual - reference).max() / np.abs(reference).max()
+
+
+def run_onnx(path, images):
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"image": images})[0]
+
+
+@pytest.mark.slow
+def test_every_artefact_gives_what_the_train_form_gives_read_by_its_own_runtime(exported, model, pixels):
+    import openvino
+
+    folder, _ = exported
+    images, reference = (pixels[:3] * 255).numpy(), expected(model, pixels[:3])
+    compiled = openvino.Core().compile_model(folder / "small.xml", "CPU")
+    with torch.no_grad():
+        outputs = {
+            "onnx": run_onnx(folder / "small.onnx", images),
+            "openvino": compiled(images)[0],
+            "torch-export": torch.export.load(folder / "small.pt2").module()(torch.from_numpy(images)).numpy(),
+            "torchscript": torch.jit.load(folder / "small.torchscript.pt")(torch.from_numpy(images)).numpy(),
+        }
+    for name, output in outputs.items():
+        assert relative(output, reference) < 1e-5, name
+
+
+@pytest.mark.slow
+def test_int8_artefacts_stay_near_float(exported, model, pixels):
+    import openvino
+
+    folder, _ = exported
+    images, reference = (pixels * 255).numpy(), expected(model, pixels)
+    assert relative(run_onnx(folder / "small-int8.onnx", images), reference) < 0.2
+    assert relative(openvino.Core().compile_model(folder / "small-int8.xml", "CPU")(images)[0], reference) < 0.3
+
+
+@pytest.mark.slow
+def test_int8_of_onnx_has_signed_weights_by_channel_and_no_zero_points_behind_relu(exported):
+    graph = onnx.load(exported[0] / "small-int8.onnx").graph
+    values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    weights = {name: value for name, value in values.items() if name.endswith("weight_quantized")}
+    assert len(weights) == 42
+    for name, value in weights.items():
+        assert value.dtype == np.int8, name
+        assert values[name.replace("quantized", "scale")].shape == (len(value),), name
+    zero_points = [
+        values[node.input[2]] for node in graph.node if node.op_type == "QuantizeLinear" and "Relu" in node.input[0]
+    ]
+    assert len(zero_points) >= 40 and all(zero == 0 and zero.dtype == np.uint8 for zero in zero_points)
+
+
+@pytest.mark.slow
+def test_int8_of_openvino_rounds_depthwise_kernels_by_channel(exported):
+    """With one scale a kernel column, which NNCF takes of an unfolded Reshape, OpenVINO has no INT8 kernel."""
+    import openvino
+
+    model = openvino.Core().read_model(exported[0] / "small-int8.xml")
+    depthwise = [node for node in model.get_ops() if node.get_type_name() == "GroupConvolution"]
+    assert len(depthwise) == 20
+    for node in depthwise:
+        weight = node.input_value(1).get_node()
+        scales = max((i.get_node().get_output_shape(0) for i in weight.input_values()[1:]), key=np.prod)
+        assert np.prod(scales) == node.input_value(1).get_shape()[0], list(scales)
+
+
+@pytest.mark.slow
+def test_the_json_beside_an_artefact_is_true(exported, model):
+    folder, artifacts = exported
+    assert len(artifacts) == 6 and sorted(p.name for a in artifacts for p in a.files) == sorted(
+        p.name for p in folder.iterdir()
+    )
+    for artifact in artifacts:
+        facts = json.loads(Path(f"{artifact.path}.json").read_text())
+        for name, checksum in facts["sha256"].items():
+            assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == checksum
+        assert facts["model"] == "small" and facts["classes"] == list("abcde")
+        assert facts["input"]["shape"] == ["batch", 3, 16, 16] and facts["input"]["pixel_range"] == 255
+        assert facts["preprocessing"]["mean"] == list(model.pretrained_cfg["mean"])
+        assert facts["versions"]["torch"] == torch.__version__.split("+")[0] or facts["versions"]["torch"]
+        assert facts["runtime"]["threads"] >= 1 and facts["runtime"]["latency_ms"] == min(
+            facts["runtime"]["tried_ms"].values()
+        )
+        assert (facts["quantization"] is not None) == (facts["precision"] == "int8")
+
+
+@pytest.mark.parametrize(("name", "size"), [("rdpnet_075", (3, 64, 64)), ("rdpnet_025_cifar", (3, 32, 32))])
+def test_the_onnx_graph_is_one_path_of_five_kinds_of_operator(name, size, tmp_path):
+    network = randomize_norms(timm.create_model(name))
+    export(network, tmp_path, input_size=size, rounds=1)
+    nodes = onnx.load(tmp_path / f"{name}.onnx").graph.node
+    assert Counter(node.op_type for node in nodes) == {
+        "Conv": 41, "Relu": 41, "GlobalAveragePool": 1, "Flatten": 1, "Gemm": 1,
+    }  # fmt: skip
+    for before, after in pairwise(nodes):
+        assert after.input[0] == before.output[0]
+
+
+def test_another_model_of_timm_is_exported_too(tmp_path):
+    network = randomize_norms(timm.create_model("mobileone_s0", num_classes=3), decades=0.2).eval()
+    export(network, tmp_path, input_size=(3, 64, 64), pixel_range=1, rounds=1)
+    image = torch.rand(1, 3, 64, 64)
+    reference = network(Preprocessing.of(network, (3, 64, 64)).normalize(image)).detach().numpy()
+    assert relative(run_onnx(tmp_path / "mobileone_s0.onnx", image.numpy()), reference) < 1e-4
+
+
+def test_an_artefact_that_differs_is_not_left_behind(model, tmp_path):
+    folder = tmp_path / "a" / "b"
+    with pytest.raises(RuntimeError, match=r"differs from the model by .* nothing was written"):
+        export(model, folder, ["onnx"], input_size=SIZE, tolerance=0.0, rounds=1)
+    assert not (tmp_path / "a").exists()
+    folder.mkdir(parents=True)
+    (folder / "small.onnx").write_text("mine")
+    with pytest.raises(RuntimeError):
+        export(model, folder, ["onnx"], input_size=SIZE, tolerance=0.0, rounds=1)
+    assert [(p.name, p.read_text()) for p in folder.iterdir()] == [("small.onnx", "mine")]
+
+
+def test_wrong_arguments_are_named_before_anything_is_written(model, tmp_path):
+    folder = tmp_path / "out"
+    for arguments, error, named in [
+        (dict(formats=["tflite"]), ValueError, "no format 'tflite'; choose from onnx"),
+        (dict(formats=["torchscript"], int8=True), ValueError, "INT8 is for"),
+        (dict(pixel_range=100), ValueError, "0 to 255"),
+        (dict(class_names=["a"]), ValueError, "5 classes, got 1"),
+        (dict(calibration=Calibration(torch.rand(2, 3, 8, 8))), ValueError, "calibration images are"),
+    ]:
+        with pytest.raises(error, match=named):
+            export(model, folder, **{"input_size": SIZE, **arguments})
+    assert not folder.exists()
+
+
+def test_equalisation_of_a_network_with_shortcuts_is_refused(tmp_path):
+    with pytest.raises(NotStraight, match="BatchNorm2d"):
+        export(
+            timm.create_model("resnet10t"), tmp_path / "out", int8=True, equalization=True, input_size=(3, 32, 32),
+            calibration=Calibration(torch.rand(1, 3, 32, 32)), rounds=1,
+        )  # fmt: skip
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named(model, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"cannot write to '.*file.*choose another folder"):
+        export(model, tmp_path / "file" / "out", input_size=SIZE)
+
+
+@pytest.mark.parametrize(("package", "arguments"), [("onnx", {}), ("openvino", dict(formats=["openvino"]))])
+def test_a_missing_package_is_named_with_its_pip_line(model, tmp_path, monkeypatch, package, arguments):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=rf'{package}: pip install "rdpnet-timm\[deploy\]"'):
+        export(model, tmp_path / "out", input_size=SIZE, **arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_prints_a_table_and_names_what_is_wrong(tmp_path, capsys):
+    output = tmp_path / "out"
+    arguments = ["export", "rdpnet_025_cifar", "-o", str(output)]
+    assert main([*arguments, "--format", "onnx", "--input-size", "3", "16", "16", "--normalize", "255"]) == 0
+    assert re.search(r"rdpnet_025_cifar\.onnx.*float32", capsys.readouterr().out.replace("\n", ""))
+    assert sorted(p.name for p in output.iterdir()) == ["rdpnet_025_cifar.onnx", "rdpnet_025_cifar.onnx.json"]
+    for more, message in [
+        (["--format", "caffe"], "no format 'caffe'"),
+        (["--calibration", str(tmp_path / "none")], "no calibration images at"),
+        (["--int8", "--calibration", str(output)], "no images in the folder"),
+    ]:
+        assert main([*arguments, *more]) == 1
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_torch_free_example_of_the_docs_classifies_and_draws(exported, model, tmp_path):
+    text = (Path(__file__).parents[1] / "docs" / "deployment.md").read_text()
+    code = re.search(r"```python\n(import json.*?)```", text, re.DOTALL).group(1)
+    code += "assert not {'torch', 'timm', 'rdpnet_timm'} & set(sys.modules)\n"
+    (tmp_path / "classify.py").write_text(code)
+    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    Image.fromarray(image).save(tmp_path / "image.png")
+    artifact = exported[0] / "small-int8.onnx"
+    command = [
+        sys.executable,
+        "-S",
+        "-c",
+        f"import sys; sys.path += {sys.path!r}; sys.argv = sys.argv[1:]; exec(open(sys.argv[0]).read())",
+    ]
+    done = subprocess.run(
+        [*command, "classify.py", artifact, "image.png", "out.png"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    logits = run_onnx(artifact, image.transpose(2, 0, 1)[None].astype(np.float32))[0]
+    assert done.stdout.startswith("abcde"[int(logits.argmax())])
+    assert Image.open(tmp_path / "out.png").size[0] >= 200
