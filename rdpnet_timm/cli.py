@@ -63,25 +63,44 @@ def _reparam(args: argparse.Namespace) -> None:
 def _add_verify(subcommands: Subcommands) -> None:
     parser = subcommands.add_parser(
         "verify",
-        help="how far a checkpoint's train and deploy form differ",
-        description="Compare a checkpoint with its deploy form, made here or read from a second checkpoint.",
+        help="how far the train and the deploy form differ",
+        description="Compare a checkpoint with its deploy form, made here or read from a second checkpoint. Without a "
+        "checkpoint, compare the forms of all of RDPNet's models, every batch norm random.",
     )
-    _add_checkpoint_arguments(parser)
+    _add_checkpoint_arguments(parser, nargs="?")
     parser.add_argument("deployed", nargs="?", metavar="DEPLOYED", help="a checkpoint in the deploy form")
     parser.add_argument("--tolerance", type=float, default=1e-5, help="relative difference accepted [%(default)s]")
     parser.set_defaults(run=_verify)
 
 
 def _verify(args: argparse.Namespace) -> None:
+    from timm import list_models
+
     from .checkpoint import load_model
     from .convert import reparameterize
-    from .verify import verify
+    from .verify import randomize_norms, verify
 
+    if args.checkpoint is None:
+        for name in list_models("rdpnet*"):
+            model = randomize_norms(load_model(name))
+            for dtype in ("float", "double"):
+                verification = verify(getattr(model, dtype)(), reparameterize(model))
+                verification.require(args.tolerance)
+                print(f"{name}: {verification}")
+        return
     model = load_model(args.checkpoint, args.model, not args.no_ema)
     deployed = load_model(args.deployed, args.model) if args.deployed else reparameterize(model)
     verification = verify(model, deployed)
     verification.require(args.tolerance)
     print(verification)
+
+
+def _add_checkpoint_arguments(parser: argparse.ArgumentParser, nargs: Optional[str] = None) -> None:
+    parser.add_argument(
+        "checkpoint", nargs=nargs, metavar="CHECKPOINT", help="timm's .pth.tar, a state dict or .safetensors"
+    )
+    parser.add_argument("--model", metavar="NAME", help="timm name of the model, where the file does not say it")
+    parser.add_argument("--no-ema", action="store_true", help="take the raw weights where there are averaged ones")
 
 
 def _add_export(subcommands: Subcommands) -> None:
@@ -155,14 +174,6 @@ def _export(args: argparse.Namespace) -> None:
         int8_tolerance=args.int8_tolerance,
     )
     print(table(artifacts))
-
-
-def _add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "checkpoint", metavar="CHECKPOINT", help="a .pth.tar of timm, a state dict, a .safetensors file"
-    )
-    parser.add_argument("--model", metavar="NAME", help="timm name of the model, where the file does not say it")
-    parser.add_argument("--no-ema", action="store_true", help="take the raw weights where there are averaged ones")
 
 
 def _add_bench(subcommands: Subcommands) -> None:

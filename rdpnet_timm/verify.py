@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["Verification", "evaluating", "verify"]
+__all__ = ["Verification", "evaluating", "randomize_norms", "verify"]
 
 
 @dataclass(frozen=True)
@@ -100,3 +100,25 @@ def verify(model: nn.Module, deployed: nn.Module, x: Optional[Tensor] = None) ->
         input_shape=tuple(x.shape),
         dtype=x.dtype,
     )
+
+
+def randomize_norms(model: nn.Module, seed: int = 0, decades: float = 1.0) -> nn.Module:
+    """Give every batch norm of a model, in place, random statistics and affine parameters, and return the model.
+
+    In a fresh model batch norm is nearly the identity, which hides most errors of a conversion. Scales and variances
+    spread evenly over ``decades`` orders of magnitude around 1, scales with either sign; means and shifts over -1 to 1.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(like: Tensor, low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(like.shape, generator=generator, dtype=torch.float64).to(like)
+
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                sign = uniform(module.weight, -1, 1).sign()
+                module.weight.copy_(sign * 10 ** uniform(module.weight, -decades / 2, decades / 2))
+                module.bias.copy_(uniform(module.bias, -1, 1))
+                module.running_mean.copy_(uniform(module.running_mean, -1, 1))
+                module.running_var.copy_(10 ** uniform(module.running_var, -decades / 2, decades / 2))
+    return model

@@ -9,11 +9,11 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from conftest import randomize_norms
 from torch import Tensor, nn
 
 import rdpnet_timm
 from rdpnet_timm.checkpoint import atomic_path, convert_checkpoint, load_model, read_checkpoint, save_model
+from rdpnet_timm.verify import randomize_norms
 
 NAME = "rdpnet_025_cifar"
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import timm
 import torch
-from conftest import randomize_norms
 
 from rdpnet_timm.cli import main
+from rdpnet_timm.verify import randomize_norms
 
 
 def test_info_prints_both_forms_beside_the_paper(capsys: Any) -> None:

@@ -7,13 +7,13 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from conftest import randomize_norms
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import rdpnet_timm
 from rdpnet_timm.blocks import DepthBlock, PointBlock, RDPModule, RepVGGBlock
+from rdpnet_timm.verify import randomize_norms
 
 WIDTHS = {"025": 0.25, "050": 0.5, "075": 0.75, "100": 1.0, "125": 1.25, "150": 1.5}
 

@@ -6,12 +6,12 @@ from typing import Any, List
 import pytest
 import timm
 import torch
-from conftest import randomize_norms
 from torch import nn
 
 import rdpnet_timm
 from rdpnet_timm.blocks import RDPModule, RepVGGBlock
 from rdpnet_timm.info import count
+from rdpnet_timm.verify import randomize_norms
 
 NAMES = timm.list_models("rdpnet*")
 FORMS = pytest.mark.parametrize("inference_mode", [False, True], ids=["train", "deploy"])
