@@ -106,13 +106,18 @@ def markdown(result: Result, details: bool = True, ties: bool = True) -> str:
     by_comparison: Dict[str, List[Dict[str, Any]]] = {}
     for row in rows(result):
         by_comparison.setdefault(row["comparison"], []).append(row)
+    sweeps = [run for run in result["runs"] if any(one.get("x") for one in run["contestants"].values())]
     for title, group in by_comparison.items():
-        parts += ([f"#### {title}"] if len(by_comparison) > 1 else []) + [_summary(result, group)]
+        parts += [f"#### {title}"] if len(by_comparison) > 1 else []
+        parts.append(
+            _sweep([run for run in sweeps if run["comparison"] == title]) if sweeps else _summary(result, group)
+        )
     last_form = "train" if result["table"] == "training" else "deploy"
+    over = "the first curve in the same line" if sweeps else f"the network in bold in its {last_form} form"
     parts.append(
-        f"Times are medians in ms; the factor is the time over that of the network in bold in its {last_form} form, "
-        "above 1 being slower; *tie*: the 95 % interval of the factor holds 1. Parameters and MACs are those of the "
-        f"{last_form} form."
+        f"Times are medians in ms; the factor is the time over that of {over}, above 1 being slower; *tie*: the 95 % "
+        "interval of the factor holds 1."
+        + ("" if sweeps else f" Parameters and MACs are those of the {last_form} form.")
     )
     parts += [text for text in (_paper_note(result), result["note"]) if text]
     parts += _warnings(result, ties)
@@ -160,6 +165,27 @@ def _summary(result: Result, group: Sequence[Mapping[str, Any]]) -> str:
     return _table(lines[0], lines)
 
 
+def _sweep(runs: Sequence[Mapping[str, Any]]) -> str:
+    """A line per depth, width or resolution; a column per backend, number of threads and curve."""
+    lines: Dict[float, Dict[str, str]] = {}
+    for run in runs:
+        measurement = Measurement.from_dict(run["measurement"])
+        keys = {(one["series"], one["x"]): key for key, one in run["contestants"].items()}
+        curves = list(dict.fromkeys(curve for curve, _ in keys))
+        for (curve, x), key in keys.items():
+            cell = _milliseconds(measurement.median(key))
+            if curve != curves[0] and (curves[0], x) in keys:
+                ratio = measurement.ratio(key, keys[curves[0], x])
+                cell += f" ({ratio.estimate:.2f}x{', tie' if ratio.is_tie else ''})"
+            lines.setdefault(x, {"": f"{x:g}"})[f"{describe_run(run)}: {curve}"] = cell
+    headings = {heading: "" for line in lines.values() for heading in line}
+    return _table(headings, [lines[x] for x in sorted(lines)])
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.{2 if value < 100 else 0}f}"
+
+
 def _order(result: Result, backend: str) -> int:
     return list(dict.fromkeys(run["backend"] for run in result["runs"])).index(backend)
 
@@ -168,7 +194,7 @@ def _cell(row: Optional[Mapping[str, Any]]) -> str:
     if row is None:
         return ""
     factor = {"reference": "", "tie": f" ({row['ratio']:.2f}x, tie)"}.get(row["verdict"], f" ({row['ratio']:.2f}x)")
-    return f"{row['median_ms']:.{2 if row['median_ms'] < 100 else 0}f}{factor}"
+    return f"{_milliseconds(row['median_ms'])}{factor}"
 
 
 def _paper_cell(rows: Mapping[str, Sequence[Any]], network: str, reference: str, index: int, column: str) -> str:

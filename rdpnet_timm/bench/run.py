@@ -43,7 +43,7 @@ def run(
         backends: what runs the networks, of :data:`.backends.BACKENDS`.
         threads: numbers of threads, each measured on its own.
         rounds: timed calls of each contestant; the paper's figures are means of 500.
-        quick: two rounds of the reference and one other network in each comparison, to see that all works.
+        quick: two rounds of the reference and one other network of each table, to see that all works.
         command: what the user typed, for the record.
 
     Raises:
@@ -149,8 +149,9 @@ class _Contestant:
 def _measure_table(
     table: Table, result: Result, backends: Sequence[str], threads: Sequence[int], start: Start, save: Callable[[], Any]
 ) -> None:
-    total = len(table.comparisons) * len(backends) * len(threads)
-    for comparison in table.comparisons:
+    comparisons = table.comparisons[:1] if result["quick"] else table.comparisons
+    total = len(comparisons) * len(backends) * len(threads)
+    for comparison in comparisons:
         start(f"{comparison.title}: building", len(result["runs"]), total)
         torch.set_num_threads(max(threads))
         contestants = _build(table, _quick_entries(comparison) if result["quick"] else comparison.entries)

@@ -118,7 +118,7 @@ class Interrupted(KeyboardInterrupt):
         self.measurement = measurement
 
 
-def cpu_load(seconds: float = 0.3) -> Optional[float]:
+def cpu_load(seconds: float = 0.2) -> Optional[float]:
     """Percentage of all cores in use while this program waits; None where psutil is not installed."""
     try:
         import psutil
