@@ -26,7 +26,7 @@ from .formats import FORMATS, Format, Runner, available_threads, known_format
 from .normalize import fold_normalization
 from .quantize import QUANTIZERS
 
-__all__ = ["Artifact", "Difference", "export", "table"]
+__all__ = ["Artifact", "Difference", "all_or_nothing", "export", "sha256", "table"]
 
 
 class Difference(NamedTuple):
@@ -163,7 +163,7 @@ def export(
         expected = {kind: deployed(preprocessing.normalize(pixels)).numpy() for kind, pixels in tests.items()}
     inputs = {kind: as_input(pixels) for kind, pixels in tests.items()}
     example = torch.from_numpy(inputs["random"][:1])
-    with _all_or_nothing(Path(output)) as folder:
+    with all_or_nothing(Path(output)) as folder:
         jobs: List[Tuple[str, str, Path, Dict[str, Any]]] = []
         float_model = prepared(deployed)
         for format_name, kind in chosen.items():
@@ -263,7 +263,7 @@ def _ready_for_int8(
 
 
 @contextmanager
-def _all_or_nothing(output: Path) -> Iterator[Path]:
+def all_or_nothing(output: Path) -> Iterator[Path]:
     """A scratch folder in ``output``, whose files move up at the end; an error leaves ``output`` as it was."""
     made = next((folder for folder in [*reversed(output.parents), output] if not folder.exists()), None)
     try:
@@ -390,9 +390,14 @@ def _facts(
             "tried_ms": artifact.tried,
         },
         "size_bytes": artifact.size,
-        "sha256": {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in artifact.files},
+        "sha256": {file.name: sha256(file) for file in artifact.files},
         "versions": {package: _version(package) for package in packages},
     }
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 sum of a file, in hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _version(package: str) -> Optional[str]:

@@ -4,7 +4,7 @@ import contextlib
 import os
 import warnings
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Tuple
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -47,18 +47,20 @@ def known_format(name: str) -> Format:
     return FORMATS[name]
 
 
-def to_onnx(model: nn.Module, example: Tensor, path: Path, dynamic_batch: bool = False) -> None:
-    """Write an ONNX file with the input ``image`` and the output ``logits``.
+def to_onnx(
+    model: nn.Module, example: Tensor, path: Path, dynamic_batch: bool = False, outputs: Sequence[str] = ("logits",)
+) -> None:
+    """Write an ONNX file with the input ``image`` and the given outputs.
 
     The tracing exporter keeps pooling and flattening one node each, where the newer one spells them out; a model that
     it cannot trace goes to the newer one.
     """
     require("onnx", "export to ONNX")
-    names: Dict[str, Any] = dict(input_names=["image"], output_names=["logits"])
+    names: Dict[str, Any] = dict(input_names=["image"], output_names=list(outputs))
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of being the older exporter, and of every shape that is a constant here
         try:
-            axes = {name: {0: "batch"} for name in ("image", "logits")} if dynamic_batch else None
+            axes = {name: {0: "batch"} for name in ("image", *outputs)} if dynamic_batch else None
             torch.onnx.export(model, (example,), path, dynamo=False, opset_version=17, dynamic_axes=axes, **names)
         except (RuntimeError, TypeError, torch.onnx.errors.OnnxExporterError):
             require("onnxscript", "export of this model to ONNX")
