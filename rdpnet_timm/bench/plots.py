@@ -64,6 +64,7 @@ def _panels(pyplot: Any, lines: Sequence[Row], height: float) -> Tuple[Any, Dict
 def _accuracy_figure(pyplot: Any, lines: Sequence[Row], accuracy: Mapping[str, float]) -> Any:
     """A panel per backend, and in it a Pareto front for each comparison: only its networks took turns."""
     figure, panels = _panels(pyplot, lines, 5.2)
+    labelled: Dict[Any, Dict[str, Tuple[float, float]]] = {}
     for (backend, threads), axis in panels.items():
         points: Dict[str, Tuple[float, float]] = {}
         own = [row for row in lines if (row["backend"], row["threads"]) == (backend, threads)]
@@ -80,7 +81,10 @@ def _accuracy_figure(pyplot: Any, lines: Sequence[Row], accuracy: Mapping[str, f
             axis.scatter(*point, color=_colour(name), marker=marker, s=area)
         axis.margins(x=0.15, y=0.1)
         axis.set(xlabel="shortest time, ms", ylabel="ImageNet top-1, %, as published")
-        _label(figure, axis, points)
+        labelled[axis] = points
+    figure.canvas.draw()  # only a figure once drawn knows where its points are
+    for axis, points in labelled.items():
+        _label(axis, points)
     return figure
 
 
@@ -92,9 +96,8 @@ def _colour(name: str) -> str:
     return OURS if _is_ours(name) else THEIRS
 
 
-def _label(figure: Any, axis: Any, points: Mapping[str, Tuple[float, float]]) -> None:
+def _label(axis: Any, points: Mapping[str, Tuple[float, float]]) -> None:
     """Write each point's name at the nearest place where it covers least: other names, points, the panel's edge."""
-    figure.canvas.draw()
     pixels = [axis.transData.transform(point) for point in points.values()]
     boxes: List[Any] = []
 

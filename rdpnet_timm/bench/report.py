@@ -139,7 +139,8 @@ def _conditions(result: Result) -> str:
 
 def _summary(result: Result, group: Sequence[Mapping[str, Any]]) -> str:
     """A line per network; a column per backend, form and number of threads."""
-    paper = TABLES[result["table"]].paper if result["table"] in TABLES else None
+    table = TABLES.get(result["table"])
+    paper = table.paper if table else None
     reference = next(row["network"] for row in group if row["verdict"] == "reference")
     many_threads = len({row["threads"] for row in group}) > 1
     columns: Dict[Any, str] = {}
@@ -156,6 +157,8 @@ def _summary(result: Result, group: Sequence[Mapping[str, Any]]) -> str:
         line = {"network": f"**{network}**" if network == reference else network}
         line |= {"M params": f"{row['params'] / 1e6:.2f}", "M MACs": f"{row['macs'] / 1e6:.0f}"}
         line |= {name: f"{row[name]:,}" for name in ("batch", "images/s", "peak MB") if name in row}
+        if table and paper and table.accuracy and not paper.columns:
+            line["top-1 %"] = f"{table.accuracy[network]:.1f}" if network in table.accuracy else ""
         if paper:
             for index, column in enumerate(paper.columns):
                 line[f"paper: {column}"] = _paper_cell(paper.rows, network, reference, index, column)

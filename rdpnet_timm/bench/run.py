@@ -189,15 +189,23 @@ def _build(table: Table, entries: Sequence[Entry]) -> Dict[str, _Contestant]:
     contestants = {}
     for entry in entries:
         torch.manual_seed(0)
-        x = torch.randn(2, *entry.size)
-        model = settle_norms(entry.build(), x)
+        model = settle_norms(entry.build(), x := _small_images(entry.size))
         forms = {name: make(model, x) for name, make in table.forms.items()}
         last = list(forms)[-1]
         for name, module in forms.items():
             if name == last or module is not forms[last]:
+                form = runtimes.Form(module, torch.randn(1, *entry.size))
                 facts = entry_facts(entry, name, *count(module, entry.size))
-                contestants[f"{entry.name}, {name}"] = _Contestant(runtimes.Form(module, x[:1]), facts)
+                contestants[f"{entry.name}, {name}"] = _Contestant(form, facts)
     return contestants
+
+
+def _small_images(size: Sequence[int]) -> torch.Tensor:
+    """Two images to make a network's forms with, halved while they have more pixels than that takes."""
+    channels, height, width = size
+    while max(height, width) > 160:
+        height, width = height // 2, width // 2
+    return torch.randn(2, channels, height, width)
 
 
 def _prepare(

@@ -179,13 +179,14 @@ def _modern(timm_name: str, name: str) -> Entry:
 
 
 def _modern_note() -> str:
-    figures = "; ".join(
-        f"{_MODERN[name]} {figure.top1:.1f} % at {figure.resolution}: {figure.source}; {figure.recipe}"
-        for name, figure in IMAGENET.items()
-    )
+    by_source: Dict[str, List[str]] = {}
+    for name, figure in IMAGENET.items():
+        resolution = "" if figure.resolution == 224 else f", {figure.resolution}x{figure.resolution}"
+        by_source.setdefault(figure.source, []).append(f"{_MODERN[name]} ({figure.recipe}{resolution})")
+    sources = "".join(f"\n- {source}: {', '.join(names)}" for source, names in by_source.items())
     return (
-        "Accuracies are others' figures, from training recipes of very different length and kind, each timed at the "
-        f"resolution of its figure. Networks without one are timed only. Sources and recipes: {figures}."
+        "Accuracies are others' figures, from training recipes of very different length and kind; each network is "
+        f"timed at the resolution of its figure, and one without a figure is timed only. Sources, and recipes:\n{sources}"
     )
 
 
