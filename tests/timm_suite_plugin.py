@@ -49,9 +49,7 @@ STAND_IN = {
     "test_conv_model_image_size_is_preprocessing_only": MODELS,
     "test_export_data_config_test_size_roundtrip": MODELS,
 }
-TRAIN_FORM_ONLY = {
-    "test_mobile_model_fusion_features",
-}
+TRAIN_FORM_ONLY = {"test_mobile_model_fusion_features"}  # it reparameterises
 # What a re-parametrised test passes beside the model's name, where that is not "no further arguments".
 OTHER_VALUES = {"stop_early_final": True, "num_classes": 3, "pool": "max", "reload_naflex": None}
 
@@ -73,8 +71,11 @@ def _create_ours(model_name, *args, **kwargs):
 timm.list_models, timm.create_model = _list_ours, _create_ours
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)  # pytest sets up a parametrised fixture that no test names only if it is automatic
 def stand_in(request, monkeypatch):
+    if not hasattr(request, "param"):
+        return
+
     def create_model(model_name, *args, **kwargs):
         return _create_ours(request.param, *args, **kwargs)
 
@@ -100,7 +101,6 @@ def pytest_generate_tests(metafunc):
         marks = metafunc.definition.own_markers
         marks[:] = [_replace_models(mark, REPARAMETRISED[test]) for mark in marks]
     elif test in STAND_IN:
-        metafunc.fixturenames.append("stand_in")
         metafunc.parametrize("stand_in", STAND_IN[test], indirect=True)
 
 
