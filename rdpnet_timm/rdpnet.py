@@ -303,19 +303,16 @@ def _cifar_cfg(**kwargs: Any) -> Dict[str, Any]:
     return _cfg(**{**cifar, **kwargs})
 
 
-def _shipped_cfg(name: str) -> Dict[str, Any]:
-    return _cifar_cfg(file=str(weights.FOLDER / f"{name}.safetensors"))
-
-
 default_cfgs = generate_default_cfgs(
     {
+        **{name: _cifar_cfg(file=str(weights.FOLDER / f"{name}.safetensors")) for name in weights.names()},
         "rdpnet_025.untrained": _cfg(),
         "rdpnet_050.untrained": _cfg(),
         "rdpnet_075.untrained": _cfg(),
         "rdpnet_100.untrained": _cfg(),
         "rdpnet_125.untrained": _cfg(),
         "rdpnet_150.untrained": _cfg(),
-        "rdpnet_025_cifar.digits": _shipped_cfg("rdpnet_025_cifar.digits"),
+        "rdpnet_025_cifar.untrained": _cifar_cfg(),
         "rdpnet_050_cifar.untrained": _cifar_cfg(),
         "rdpnet_075_cifar.untrained": _cifar_cfg(),
         "rdpnet_100_cifar.untrained": _cifar_cfg(),

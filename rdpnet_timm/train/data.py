@@ -62,7 +62,7 @@ def read_data(source: str) -> Tuple[Images, Images]:
     else:
         raise FileNotFoundError(
             f"no data in '{source}': expected a folder with cifar-10-batches-py or cifar-100-python in it "
-            '(python -c "import torchvision; torchvision.datasets.CIFAR10(\'FOLDER\', download=True)" makes one), a '
+            "(python -c \"import torchvision; torchvision.datasets.CIFAR10('FOLDER', download=True)\" makes one), a "
             "folder with train.parquet and test.parquet, or the word 'digits'"
         )
     if train.classes != test.classes:
@@ -74,7 +74,7 @@ def read_data(source: str) -> Tuple[Images, Images]:
 
 
 def _images(pixels: np.ndarray, labels: Any, classes: Tuple[str, ...], source: str) -> Images:
-    labels = torch.as_tensor(labels, dtype=torch.int64)
+    labels = torch.tensor(labels, dtype=torch.int64)
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
         raise ValueError(
             f"{source} has labels from {int(labels.min())} to {int(labels.max())}, expected 0 to {len(classes) - 1} "

@@ -1,12 +1,12 @@
 """One training run: resumable at any step, seeded, logged as JSON lines, its result evaluated in both forms."""
 
 import json
-import os
 import signal
 import sys
+import threading
 import time
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Union
 
@@ -17,12 +17,13 @@ from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
+from ..checkpoint import atomic_path
 from ..convert import reparameterize
 from ..verify import evaluating
 from .data import Images, augmented_batch, mixed_batch, normalized
 from .recipe import Recipe
 
-__all__ = ["Evaluation", "Result", "Run", "evaluate", "train", "write_atomically"]
+__all__ = ["Evaluation", "Result", "Run", "evaluate", "predict", "train"]
 
 
 @dataclass(frozen=True)
@@ -70,40 +71,39 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run: the model in train form, its test results in both forms, and a record for every epoch."""
+    """A finished run: the model in train form, its test results in both forms, the lines of ``log.jsonl``."""
 
     model: nn.Module
     train_form: Evaluation
     deploy_form: Evaluation
     history: List[Dict[str, float]]
+    training_images: int
 
 
-def write_atomically(path: Union[str, Path], write: Callable[[Path], Any]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then rename it to ``path``."""
-    temporary = Path(f"{path}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def predict(model: nn.Module, images: Images, batch_size: int = 500, amp: bool = False) -> Tensor:
+    """Logits ``(N, classes)``, float32, in evaluation mode, for ``images`` that lie on the model's device.
+
+    Raises:
+        ValueError: the model has another number of classes than the images.
+    """
+    logits = []
+    with evaluating(model):
+        for pixels in images.pixels.split(batch_size):
+            with torch.autocast(pixels.device.type, torch.bfloat16, enabled=amp):
+                logits.append(model(_normalized(pixels.permute(0, 3, 1, 2), model)).float())
+    if logits[0].shape[1] != len(images.classes):
+        raise ValueError(
+            f"the model has {logits[0].shape[1]} classes, the images have {len(images.classes)}: "
+            f"{', '.join(images.classes[:5])}...; take weights that were trained on these classes"
+        )
+    return torch.cat(logits)
 
 
 def evaluate(model: nn.Module, images: Images, batch_size: int = 500, amp: bool = False) -> Evaluation:
-    """Classify ``images``, which lie on the model's device, in evaluation mode."""
-    correct = torch.zeros((), dtype=torch.int64, device=images.labels.device)
-    loss = torch.zeros((), dtype=torch.float64, device=images.labels.device)
-    with evaluating(model):
-        for pixels, labels in zip(images.pixels.split(batch_size), images.labels.split(batch_size)):
-            with torch.autocast(pixels.device.type, torch.bfloat16, enabled=amp):
-                logits = model(_normalized(pixels.permute(0, 3, 1, 2), model)).float()
-            if logits.shape[1] != len(images.classes):
-                raise ValueError(
-                    f"the model has {logits.shape[1]} classes, the images have {len(images.classes)}: "
-                    f"{', '.join(images.classes[:5])}...; take weights trained on these classes"
-                )
-            correct += (logits.argmax(1) == labels).sum()
-            loss += F.cross_entropy(logits, labels, reduction="sum").double()
-    return Evaluation(int(correct), len(images), float(loss) / len(images))
+    """Classify ``images``, see :func:`predict`."""
+    logits = predict(model, images, batch_size, amp)
+    correct = int((logits.argmax(1) == images.labels).sum())
+    return Evaluation(correct, len(images), float(F.cross_entropy(logits.double(), images.labels)))
 
 
 def _normalized(pixels: Tensor, model: nn.Module) -> Tensor:
@@ -146,9 +146,7 @@ def train(
 
     model = run.create_model(classes)
     ema = ModelEmaV3(model, decay=recipe.ema, use_warmup=True) if recipe.ema else None
-    groups = (
-        model.parameters() if recipe.decay_all else param_groups_weight_decay(model, recipe.weight_decay)
-    )
+    groups = model.parameters() if recipe.decay_all else param_groups_weight_decay(model, recipe.weight_decay)
     optimizer = torch.optim.SGD(
         groups,
         lr=recipe.learning_rate,
@@ -156,7 +154,7 @@ def train(
         nesterov=recipe.nesterov,
         weight_decay=recipe.weight_decay,
     )
-    state = _Checkpoint(output / "checkpoint.pt", run, len(training), model, ema, optimizer)
+    state = _Checkpoint(output / "checkpoint.pt", run, len(training), epoch_steps, model, ema, optimizer)
     step, history = state.load()
     forward = torch.compile(model, mode=run.compile) if run.compile else model
     generator = torch.Generator(run.device)
@@ -167,7 +165,6 @@ def train(
     model.train()
     with _stop_signals() as stopped:
         while step < steps:
-            epoch = step / epoch_steps
             if step % epoch_steps == 0 or step == first:
                 generator.manual_seed(_mixed(run.seed, step // epoch_steps, 1))
                 order = torch.randperm(len(training), generator=generator, device=run.device)
@@ -177,10 +174,11 @@ def train(
             indices = order[step % epoch_steps * batch_size :][:batch_size]
             x = _normalized(augmented_batch(training, indices, recipe, generator), model)
             x, targets = mixed_batch(x, training.labels[indices], classes, recipe, generator)
-            if epoch < recipe.small_epochs:
+            learning_rate, shrinks = _step_settings(recipe, step, epoch_steps)
+            if shrinks:
                 x = F.interpolate(x, size=recipe.small_size, mode="bilinear", antialias=True)
             for group in optimizer.param_groups:
-                group["lr"] = recipe.learning_rate_at((step + 0.5) / epoch_steps)
+                group["lr"] = learning_rate
             with torch.autocast(x.device.type, torch.bfloat16, enabled=run.amp):
                 logits = forward(x.contiguous(memory_format=torch.channels_last))
                 loss = F.cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)
@@ -228,6 +226,7 @@ def train(
         evaluate(model, test, amp=run.amp),
         evaluate(reparameterize(model), test, amp=run.amp),
         history,
+        len(training),
     )
 
 
@@ -246,24 +245,29 @@ def _stop_signals() -> Iterator[List[int]]:
 
     def receive(number: int, frame: Any) -> None:
         received.append(number)
-        for each, handler in former.items():
-            signal.signal(each, handler)
+        restore()
 
-    former: Dict[int, Any] = {}
-    try:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            former[number] = signal.signal(number, receive)
-    except ValueError:  # signals can be had in the main thread only
-        pass
-    try:
-        yield received
-    finally:
+    def restore() -> None:
         for number, handler in former.items():
             signal.signal(number, handler)
 
+    former: Dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():  # where alone signals can be had
+        former.update({number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGINT)})
+    try:
+        yield received
+    finally:
+        restore()
+
 
 def _write_log(path: Path, history: List[Dict[str, float]]) -> None:
-    write_atomically(path, lambda file: file.write_text("".join(json.dumps(record) + "\n" for record in history)))
+    with atomic_path(path) as file:
+        file.write_text("".join(json.dumps(record) + "\n" for record in history))
+
+
+def _step_settings(recipe: Recipe, step: int, epoch_steps: int) -> Tuple[float, bool]:
+    """What the length of a recipe decides for one step: the learning rate, and whether images are shrunk."""
+    return recipe.learning_rate_at((step + 0.5) / epoch_steps), step < recipe.small_epochs * epoch_steps
 
 
 class _Checkpoint:
@@ -274,13 +278,15 @@ class _Checkpoint:
         path: Path,
         run: Run,
         images: int,
+        epoch_steps: int,
         model: nn.Module,
         ema: Optional[ModelEmaV3],
         optimizer: torch.optim.Optimizer,
     ) -> None:
         self.path = path
         self.recipe = run.recipe
-        self.description = dict(
+        self.epoch_steps = epoch_steps
+        self.description: Dict[str, Any] = dict(
             model=run.model,
             model_args=dict(run.model_args),
             seed=run.seed,
@@ -294,7 +300,8 @@ class _Checkpoint:
     def save(self, step: int, history: List[Dict[str, float]]) -> None:
         content = dict(step=step, history=history, description=self.description)
         content.update({name: part.state_dict() for name, part in self.parts.items()})
-        write_atomically(self.path, lambda file: torch.save(content, file))
+        with atomic_path(self.path) as file:
+            torch.save(content, file)
 
     def load(self) -> Tuple[int, List[Dict[str, float]]]:
         """The step to go on from, and the records up to there."""
@@ -302,22 +309,25 @@ class _Checkpoint:
             return 0, []
         try:
             content = torch.load(self.path, map_location="cpu", weights_only=True)
-            self._check(content["description"], content["history"])
+            self._check(content["description"], content["step"])
             for name, part in self.parts.items():
                 part.load_state_dict(content[name])
         except (EOFError, KeyError, RuntimeError, OSError) as error:
-            raise ValueError(f"'{self.path}' is not a checkpoint of this run; delete it to start anew: {error}") from error
+            raise ValueError(
+                f"'{self.path}' is not a checkpoint of this run; delete it to start anew: {error}"
+            ) from error
         return content["step"], content["history"]
 
-    def _check(self, found: Dict[str, Any], history: List[Dict[str, float]]) -> None:
-        # Another number of epochs is still the same run as long as it asks for the same steps up to here.
+    def _check(self, found: Dict[str, Any], step: int) -> None:
+        # Another length is still the same run as long as it asks for the same steps up to here.
         former = Recipe(**found["recipe"])
-        expected = dict(self.description, recipe=dict(self.description["recipe"], epochs=former.epochs))
+        shape = dict(epochs=former.epochs, cooldown=former.cooldown, small_epochs=former.small_epochs)
+        expected = dict(self.description, recipe=asdict(replace(self.recipe, **shape)))
         differing = [name for name in expected if expected[name] != found.get(name)]
-        if not differing and any(
-            former.learning_rate_at(record["epoch"]) != self.recipe.learning_rate_at(record["epoch"])
-            for record in history
-        ):
+        settings = [
+            [_step_settings(recipe, done, self.epoch_steps) for done in range(step)] for recipe in (former, self.recipe)
+        ]
+        if not differing and settings[0] != settings[1]:
             differing = ["recipe"]
         if differing:
             raise ValueError(

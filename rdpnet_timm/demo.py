@@ -1,0 +1,160 @@
+"""``make demo``: train a small RDPNet on handwritten digits, and see that its two forms are one function.
+
+The digits are 1797 real pictures that come with scikit-learn. Whatever the demo shows is computed as it runs.
+"""
+
+import argparse
+import importlib.util
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
+
+import torch
+from torch import nn
+
+from .bench.timing import Measurement, measure
+from .checkpoint import save_model
+from .convert import reparameterize
+from .info import count
+from .train import RECIPES, Images, Recipe, Result, Run, read_data, train
+from .train.plots import plot_history, plot_predictions
+from .train.progress import progress_bar
+from .train.trainer import predict
+from .verify import Verification, verify
+
+__all__ = ["Comparison", "classification", "compare", "main"]
+
+MODEL = "rdpnet_025_cifar"
+FORMS = ("train form", "deploy form")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The two forms of a trained model side by side; pairs are (train form, deploy form).
+
+    Attributes:
+        correct: test images classified correctly.
+        total: test images.
+        disagreements: test images that the two classify differently.
+        verification: how far outputs for the test images differ.
+        parameters: number of parameters.
+        bytes: size of the weight file.
+        latency: times in ms for one image.
+    """
+
+    correct: Tuple[int, int]
+    total: int
+    disagreements: int
+    verification: Verification
+    parameters: Tuple[int, int]
+    bytes: Tuple[int, int]
+    latency: Measurement
+
+
+def compare(model: nn.Module, test: Images, output: Path, rounds: int = 100) -> Comparison:
+    """Put the deploy form beside ``model``, on the images ``test``; both weight files are written to ``output``."""
+    deployed = reparameterize(model)
+    files = [output / f"digits_{form.replace(' ', '_')}.safetensors" for form in FORMS]
+    for form, file, arguments in zip((model, deployed), files, ({}, {"inference_mode": True})):
+        save_model(form, file, MODEL, {"num_classes": len(test.classes), **arguments})
+    logits = predict(model, test), predict(deployed, test)
+    predicted = [each.argmax(1) for each in logits]
+    size = (3, *test.pixels.shape[1:3])
+    x = torch.randn(1, *size, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=torch.channels_last)
+    x_all = test.pixels.permute(0, 3, 1, 2).float() / 255
+    model.eval(), deployed.eval()
+    with torch.inference_mode():
+        latency = measure({FORMS[0]: lambda: model(x), FORMS[1]: lambda: deployed(x)}, rounds)
+    forms = (model, deployed)
+    return Comparison(
+        correct=tuple(int((each == test.labels).sum()) for each in predicted),  # type: ignore[arg-type]
+        total=len(test),
+        disagreements=int((predicted[0] != predicted[1]).sum()),
+        verification=verify(model, deployed, x_all),
+        parameters=tuple(count(form, size).params for form in forms),  # type: ignore[arg-type]
+        bytes=tuple(file.stat().st_size for file in files),  # type: ignore[arg-type]
+        latency=latency,
+    )
+
+
+def classification(output: Path, recipe: Recipe = RECIPES["demo"], rounds: int = 100) -> Tuple[Result, Comparison]:
+    """Train on the digits, compare the two forms, write weights and pictures to ``output``, print what is found."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.rule("Classification: handwritten digits")
+    training, test = read_data("digits")
+    console.print(
+        f"{MODEL} on {len(training)} real 8x8 pictures, enlarged to 32x32; {len(test)} more are for the test."
+    )
+    with tempfile.TemporaryDirectory() as folder, progress_bar("training") as report:
+        result = train(Run(MODEL, recipe), (training, test), folder, report)
+    found = compare(result.model, test, output, rounds)
+    _print_comparison(found, console)
+    plot_history(result.history, output / "training.png", f"{MODEL} on handwritten digits")
+    title = f"{MODEL}, deploy form: {found.correct[1]} of {found.total} test pictures right; mistakes first, in red"
+    plot_predictions(reparameterize(result.model), test, output / "predictions.png", title)
+    names = ", ".join(sorted(path.name for path in output.iterdir() if path.is_file()))
+    console.print(f"Written to {output}/: {names}")
+    return result, found
+
+
+def _print_comparison(found: Comparison, console: Any) -> None:
+    from rich.table import Table
+
+    table = Table("", *FORMS, title="The same network before and after reparameterisation")
+    medians = [found.latency.median(form) for form in FORMS]
+    rows: Dict[str, List[str]] = {
+        f"correct of {found.total}": [str(each) for each in found.correct],
+        "accuracy": [f"{100 * each / found.total:.2f} %" for each in found.correct],
+        "parameters": [f"{each:,}" for each in found.parameters],
+        "weight file": [f"{each / 1e3:.0f} kB" for each in found.bytes],
+        "median latency, one picture": [f"{each:.2f} ms" for each in medians],
+    }
+    for name, cells in rows.items():
+        table.add_row(name, *cells)
+    console.print(table)
+    console.print(
+        f"Pictures that the two forms classify differently: {found.disagreements}. Their {found.verification}."
+    )
+    ratio = found.latency.ratio(*FORMS)
+    console.print(
+        f"The deploy form is {ratio.estimate:.1f} times as fast (95 % interval {ratio.low:.1f} to {ratio.high:.1f}, "
+        f"{found.latency.rounds} interleaved rounds, {torch.get_num_threads()} threads)."
+    )
+
+
+def _detection(output: Path) -> None:
+    """The part on OpenMMLab, where that is installed."""
+    if importlib.util.find_spec("mmdet") is None:
+        print('Detection and segmentation are left out: they need OpenMMLab, pip install "rdpnet-timm[openmmlab]"')
+    elif importlib.util.find_spec("rdpnet_timm.openmmlab.demo") is None:
+        print("Detection and segmentation are left out: this version of rdpnet-timm has no demo of them")
+    else:
+        from .openmmlab import demo as openmmlab_demo
+
+        openmmlab_demo.run(output)
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    """Run all parts of the demo."""
+    parser = argparse.ArgumentParser(prog="python -m rdpnet_timm.demo", description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path("demo"), help="folder for pictures and weights")
+    args = parser.parse_args(argv)
+    start = time.perf_counter()
+    try:
+        args.output.mkdir(parents=True, exist_ok=True)
+        classification(args.output)
+        print(f"The classification part took {time.perf_counter() - start:.0f} s.")
+        _detection(args.output)
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,30 @@
+"""A progress bar for a training run."""
+
+from contextlib import contextmanager
+from typing import Callable, Dict, Iterator
+
+__all__ = ["progress_bar"]
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[int, int, Dict[str, float]], None]]:
+    """A ``report`` for :func:`rdpnet_timm.train.train`: a bar on a terminal, and a line an epoch everywhere."""
+    try:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    except ImportError:
+        raise ImportError('the trainer shows its progress by rich: pip install "rdpnet-timm[train]"') from None
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("steps, left"), TimeRemainingColumn())
+    with Progress(TextColumn("{task.description}"), *columns) as progress:
+        task = progress.add_task(title, total=None)
+
+        def report(step: int, steps: int, record: Dict[str, float]) -> None:
+            progress.update(task, completed=step, total=steps)
+            if record:
+                progress.console.print(
+                    f"epoch {record['epoch']:g}: training loss {record['train_loss']:.3f}, accuracy "
+                    f"{record['train_accuracy']:.1f} %; test {record['test_accuracy']:.2f} %; "
+                    f"{record['images_per_second']:.0f} images/s",
+                    highlight=False,
+                )
+
+        yield report

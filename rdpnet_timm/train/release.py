@@ -1,0 +1,88 @@
+"""Write the result of a run as a weight file with its card."""
+
+import datetime
+import json
+from copy import deepcopy
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Dict, Optional, Tuple
+
+import torch
+from torch import Tensor, nn
+
+from ..bench.machine import describe
+from ..checkpoint import atomic_path, save_model
+from ..convert import reparameterize
+from ..weights import sha256
+from .data import Images
+from .trainer import Evaluation, Result, Run, evaluate
+
+__all__ = ["release"]
+
+
+def release(result: Result, run: Run, test: Images, path: Path, data: str) -> Dict[str, Any]:
+    """Write ``path`` (.safetensors, in the train form) and beside it ``.json``, its card, which is returned.
+
+    The file is in half precision where, rounded so, the network classifies no fewer of the ``test`` images correctly
+    in either form. A running variance that half precision cannot hold rules it out.
+
+    Args:
+        result: the finished run.
+        run: what was run.
+        test: the test images.
+        path: where the weights go.
+        data: the name of the data set, for the card.
+    """
+    test = test.to(run.device)
+    model, found, precision = result.model, (result.train_form, result.deploy_form), "float32"
+    rounded = _rounded(model)
+    if rounded is not None:
+        rounded_found = _evaluate_forms(rounded, test)
+        if all(half.correct >= full.correct for half, full in zip(rounded_found, found)):
+            model, found, precision = rounded, rounded_found, "float16"
+    arguments = dict(run.model_args, num_classes=len(test.classes))
+    save_model(deepcopy(model).to(getattr(torch, precision)), path, run.model, arguments)
+    about = describe()
+    card: Dict[str, Any] = dict(
+        model=run.model,
+        model_args=dict(run.model_args),
+        data=data,
+        classes=list(test.classes),
+        training_images=result.training_images,
+        recipe=asdict(run.recipe),
+        epochs=run.recipe.epochs,
+        seed=run.seed,
+        test_images=len(test),
+        accuracy_train_form=found[0].accuracy,
+        accuracy_deploy_form=found[1].accuracy,
+        accuracy_before_rounding=result.train_form.accuracy,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        precision=precision,
+        sha256=sha256(path),
+        seconds=round(sum(record["seconds"] for record in result.history)),
+        date=datetime.date.today().isoformat(),
+        machine=about["gpu"] if run.device.startswith("cuda") else f"{about['cpu']}, {torch.get_num_threads()} threads",
+        versions={name: about["versions"][name] for name in ("python", "torch", "timm", "rdpnet-timm")},
+    )
+    with atomic_path(path.with_suffix(".json")) as file:
+        file.write_text(json.dumps(card, indent=1) + "\n")
+    return card
+
+
+def _rounded(model: nn.Module) -> Optional[nn.Module]:
+    """``model`` with its weights rounded to half precision; None where that cannot hold them."""
+    rounded = deepcopy(model)
+
+    def fits(tensor: Tensor) -> bool:
+        return not tensor.is_floating_point() or bool(tensor.half().isfinite().all())
+
+    if not all(fits(tensor) for tensor in model.state_dict().values()):
+        return None
+    rounded.load_state_dict(
+        {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in model.state_dict().items()}
+    )
+    return rounded
+
+
+def _evaluate_forms(model: nn.Module, images: Images) -> Tuple[Evaluation, Evaluation]:
+    return evaluate(model, images), evaluate(reparameterize(model), images)

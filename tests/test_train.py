@@ -1,0 +1,565 @@
+"""The trainer: its data, its recipes, its runs."""
+
+import hashlib
+import io
+import json
+import os
+import pickle
+import signal
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from rdpnet_timm import reparameterize
+from rdpnet_timm.train import RECIPES, Images, Recipe, Run, evaluate, read_data, train
+from rdpnet_timm.train.__main__ import main
+from rdpnet_timm.train.data import augmented_batch, mixed_batch, normalized
+from rdpnet_timm.train.release import release
+from rdpnet_timm.train.tables import TABLES, format_table
+
+MODEL = "rdpnet_025_cifar"
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums in a fixed order, and no fight over cores with other tests
+    yield
+    torch.set_num_threads(threads)
+
+
+def random_images(count=48, size=12, classes=4, seed=0):
+    generator = np.random.default_rng(seed)
+    pixels = torch.from_numpy(generator.integers(0, 256, (count, size, size, 3), dtype=np.uint8))
+    labels = torch.from_numpy(generator.integers(0, classes, count))
+    return Images(pixels, labels, tuple(f"class {index}" for index in range(classes)))
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+# recipes
+
+
+def test_the_papers_rate_is_torchs_cosine_annealing():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=200)
+    for epoch in range(200):
+        assert RECIPES["paper"].learning_rate_at(epoch) == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-9)
+        optimizer.step()
+        schedule.step()
+
+
+def test_the_papers_recipe_is_the_papers():
+    paper = RECIPES["paper"]
+    stated = (paper.epochs, paper.batch_size, paper.learning_rate, paper.momentum, paper.weight_decay)
+    assert stated == (200, 128, 0.1, 0.9, 1e-4) and paper.flip
+    added = (paper.crop_padding, paper.cutout, paper.mixup, paper.ema, paper.label_smoothing, paper.warmup_epochs)
+    assert not any(added) and not paper.nesterov
+
+
+@pytest.mark.parametrize(("epoch", "expected"), [(0, 0), (1, 0.1), (2, 0.2), (4, 0.2), (5, 0.2), (7.5, 0.1), (10, 0)])
+def test_the_rate_rises_stays_and_falls_linearly(epoch, expected):
+    recipe = Recipe(epochs=10, learning_rate=0.2, warmup_epochs=2, cooldown=0.5)
+    assert recipe.learning_rate_at(epoch) == pytest.approx(expected)
+
+
+def test_settings_are_read_by_their_type():
+    recipe = Recipe().with_settings(["batch_size=64", "ema=0.9", "nesterov=True", "cooldown=0.5"])
+    assert recipe == replace(Recipe(), batch_size=64, ema=0.9, nesterov=True, cooldown=0.5)
+
+
+@pytest.mark.parametrize(("setting", "message"), [("lr=1", "no setting 'lr'; there are epochs"), ("ema=x", "ema=0.0")])
+def test_a_wrong_setting_is_refused_with_what_was_expected(setting, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe().with_settings([setting])
+
+
+# batches
+
+
+def test_a_batch_without_augmentation_is_the_images_in_channels_last():
+    images = random_images()
+    batch = augmented_batch(images, torch.tensor([3, 1]), Recipe(flip=False), generator())
+    assert torch.equal(batch, images.pixels[[3, 1]].permute(0, 3, 1, 2))
+    assert batch.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_every_augmented_image_is_a_crop_of_the_padded_image_or_of_its_mirror_image():
+    images, padding = random_images(count=4, size=8), 2
+    padded = F.pad(images.pixels.permute(0, 3, 1, 2).double(), [padding] * 4, mode="reflect").byte()
+    crops = [
+        {
+            crop.flip(2).numpy().tobytes() if flipped else crop.numpy().tobytes()
+            for top in range(2 * padding + 1)
+            for left in range(2 * padding + 1)
+            for flipped in (False, True)
+            for crop in [image[:, top : top + 8, left : left + 8]]
+        }
+        for image in padded
+    ]
+    indices = torch.arange(4).repeat(100)
+    batch = augmented_batch(images, indices, Recipe(crop_padding=padding), generator())
+    seen = [set() for _ in range(4)]
+    for index, image in zip(indices.tolist(), batch):
+        seen[index].add(image.contiguous().numpy().tobytes())
+    assert all(each <= possible for each, possible in zip(seen, crops))
+    assert all(len(each) > 35 for each in seen)  # of 50
+
+
+def test_normalisation_is_torchvisions():
+    from torchvision.transforms import v2
+
+    pixels = random_images(count=3).pixels.permute(0, 3, 1, 2)
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
+    expected = v2.functional.normalize(v2.functional.to_dtype(pixels, torch.float32, scale=True), mean, std)
+    torch.testing.assert_close(normalized(pixels, mean, std), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_cutout_clears_a_square_of_its_size_wherever_that_lies_inside():
+    x, _ = mixed_batch(torch.ones(200, 3, 16, 16), torch.zeros(200).long(), 2, Recipe(cutout=4), generator())
+    sides = [((image[0] == 0).any(0).sum().item(), (image[0] == 0).any(1).sum().item()) for image in x]
+    assert all(width <= 4 and height <= 4 for width, height in sides) and sides.count((4, 4)) > 80
+    assert all((image == 0).sum() == 3 * width * height for image, (width, height) in zip(x, sides))
+
+
+def test_mixup_mixes_images_and_labels_in_the_same_shares():
+    images = torch.eye(6)[:, :, None, None].expand(-1, -1, 2, 2)  # image i has channel i alone
+    mixed, targets = mixed_batch(images, torch.arange(6), 6, Recipe(mixup=1.0), generator())
+    torch.testing.assert_close(mixed.mean((2, 3)), targets)
+    torch.testing.assert_close(targets.sum(1), torch.ones(6))
+    assert ((targets > 0).sum(1) == 2).any()
+
+
+# data
+
+
+def test_the_digits_are_scikit_learns():
+    from sklearn.datasets import load_digits
+
+    training, test = read_data("digits")
+    assert training.pixels.shape == (1437, 32, 32, 3) and test.pixels.shape == (360, 32, 32, 3)
+    pixels = torch.cat([training.pixels, test.pixels])
+    assert torch.equal(torch.cat([training.labels, test.labels]), torch.from_numpy(load_digits().target))
+    small = F.avg_pool2d(pixels.permute(0, 3, 1, 2).double(), 4).mean(1) * 16 / 255
+    assert np.corrcoef(small.flatten(), load_digits().images.reshape(-1))[0, 1] > 0.97
+
+
+def write_parquet(path, images, names=None, broken=None):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = []
+    for index, pixels in enumerate(images.pixels):
+        buffer = io.BytesIO()
+        Image.fromarray(pixels.numpy()).save(buffer, "PNG")
+        rows.append(b"no image" if index == broken else buffer.getvalue())
+    table = pa.table({"image": pa.array(rows, pa.binary()), "label": pa.array(images.labels.numpy())})
+    if names is not None:
+        table = table.replace_schema_metadata({"classes": ",".join(names)})
+    pq.write_table(table, path)
+
+
+def parquet_folder(folder, **kwargs):
+    for part in ("train", "test"):
+        write_parquet(folder / f"{part}.parquet", random_images(count=20), names=("a", "b", "c", "d"), **kwargs)
+    return str(folder)
+
+
+def test_parquets_are_read_as_written(tmp_path):
+    training, _ = read_data(parquet_folder(tmp_path))
+    expected = random_images(count=20)
+    assert torch.equal(training.pixels, expected.pixels) and torch.equal(training.labels, expected.labels)
+    assert training.classes == ("a", "b", "c", "d")
+
+
+@pytest.mark.parametrize(("name", "classes"), [("cifar-10-batches-py", 10), ("cifar-100-python", 100)])
+def test_torchvisions_folders_are_read_as_written(tmp_path, monkeypatch, name, classes):
+    from torchvision import datasets
+
+    dataset = datasets.CIFAR10 if classes == 10 else datasets.CIFAR100
+    (tmp_path / name).mkdir()
+    images = random_images(count=10, size=32, classes=classes)
+    rows = images.pixels.permute(0, 3, 1, 2).reshape(10, -1).numpy()  # as in the original files: planes of colour
+
+    def write(file, content):
+        (tmp_path / name / file).write_bytes(pickle.dumps(content))
+        return [file, hashlib.md5((tmp_path / name / file).read_bytes()).hexdigest()]
+
+    key = "labels" if classes == 10 else "fine_labels"
+    label_names = [f"class {index}" for index in range(classes)]
+    for file in ("train_list", "test_list"):
+        monkeypatch.setattr(dataset, file, [write(file, {"data": rows, key: images.labels.tolist()})])
+    meta_key = dataset.meta["key"]
+    file, md5 = write("meta", {meta_key: label_names})
+    monkeypatch.setattr(dataset, "meta", {"filename": file, "key": meta_key, "md5": md5})
+    training, test = read_data(str(tmp_path))
+    assert torch.equal(training.pixels, images.pixels) and torch.equal(test.labels, images.labels)
+    assert training.classes == tuple(label_names)
+
+    (tmp_path / name / "train_list").write_bytes(b"cut off")
+    with pytest.raises(ValueError, match="incomplete or corrupt"):
+        read_data(str(tmp_path))
+
+
+def test_without_data_the_error_says_what_was_expected(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"expected a folder with cifar-10-batches-py.*download=True"):
+        read_data(str(tmp_path / "nothing"))
+
+
+def test_a_corrupt_image_is_named_by_its_row(tmp_path):
+    with pytest.raises(ValueError, match=r"row 7 of '.*train.parquet' cannot be decoded"):
+        read_data(parquet_folder(tmp_path, broken=7))
+
+
+def test_a_broken_parquet_is_an_error_that_names_it(tmp_path):
+    parquet_folder(tmp_path)
+    (tmp_path / "test.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ValueError, match=r"cannot read '.*test.parquet', expected a parquet file with columns"):
+        read_data(str(tmp_path))
+
+
+def test_images_of_several_sizes_are_refused(tmp_path):
+    parquet_folder(tmp_path)
+    images = random_images(count=2)
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    write_parquet(tmp_path / "small.parquet", replace(images, pixels=images.pixels[:, :8, :4]))
+    tables = [pq.read_table(tmp_path / f"{name}.parquet") for name in ("train", "small")]
+    pq.write_table(pa.concat_tables(tables), tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match=r"row 20 .* is 4x8, expected 12x12"):
+        read_data(str(tmp_path))
+
+
+def test_labels_without_a_class_are_refused(tmp_path):
+    parquet_folder(tmp_path)
+    write_parquet(tmp_path / "test.parquet", random_images(count=20), names=("a", "b"))
+    with pytest.raises(ValueError, match="labels from 0 to 3, expected 0 to 1 for its 2 classes"):
+        read_data(str(tmp_path))
+
+
+def test_different_classes_in_training_and_test_are_refused(tmp_path):
+    parquet_folder(tmp_path)
+    write_parquet(tmp_path / "test.parquet", random_images(count=20), names=("a", "b", "c", "e"))
+    with pytest.raises(ValueError, match="different classes"):
+        read_data(str(tmp_path))
+
+
+# runs
+
+SHORT = Recipe(
+    epochs=3,
+    batch_size=16,
+    learning_rate=0.05,
+    nesterov=True,
+    decay_all=False,
+    warmup_epochs=1,
+    cooldown=0.5,
+    label_smoothing=0.1,
+    crop_padding=2,
+    cutout=4,
+    mixup=0.2,
+    ema=0.9,
+    small_size=8,
+    small_epochs=1,
+)
+
+
+def weights(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    different = [name for name in a if not torch.equal(a[name], b[name])]
+    assert not different
+
+
+@pytest.mark.slow
+def test_a_tiny_set_is_learnt_by_heart(tmp_path):
+    images = random_images(count=16, size=12, classes=4)
+    recipe = Recipe(epochs=25, batch_size=16, learning_rate=0.05, flip=False)
+    result = train(Run(MODEL, recipe), (images, images), tmp_path)
+    losses = [record["train_loss"] for record in result.history]
+    assert losses[-1] < 0.2 < 1.0 < losses[0]
+    assert result.history[-1]["train_accuracy"] == 100
+    assert [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()] == result.history
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    torch.set_num_threads(1)
+    data = random_images(count=50), random_images(count=10, seed=1)
+    return data, train(Run(MODEL, SHORT, seed=3), data, tmp_path_factory.mktemp("whole"))
+
+
+def test_a_run_stopped_by_sigterm_within_an_epoch_ends_with_the_same_weights(uninterrupted, tmp_path, capsys):
+    data, whole = uninterrupted
+    steps = []
+
+    def stop(step, total, record):
+        steps.append((step, total))
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as stopped:
+        train(Run(MODEL, SHORT, seed=3), data, tmp_path, stop)
+    assert stopped.value.code == 128 + signal.SIGTERM and steps[-1] == (4, 9)
+    assert "stopped at step 4 of 9" in capsys.readouterr().err
+    resumed = train(Run(MODEL, SHORT, seed=3), data, tmp_path)
+    assert_same(weights(resumed.model), weights(whole.model))
+    assert resumed.deploy_form == whole.deploy_form
+    # an interrupted epoch's own record begins where it was resumed; the others are the same but for their times
+    for record, expected in zip((resumed.history[0], resumed.history[2]), (whole.history[0], whole.history[2])):
+        timed = ("seconds", "images_per_second")
+        assert all(record[name] == expected[name] for name in expected if name not in timed)
+
+
+def test_a_killed_run_goes_on_from_its_last_epoch_and_ends_with_the_same_weights(uninterrupted, tmp_path):
+    data, whole = uninterrupted
+
+    class Killed(BaseException):
+        pass
+
+    def kill(step, total, record):
+        if step == 8:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(Run(MODEL, SHORT, seed=3), data, tmp_path, kill)
+    first = []
+    resumed = train(Run(MODEL, SHORT, seed=3), data, tmp_path, lambda step, total, record: first.append(step))
+    assert first[0] == 7  # after two epochs of three steps
+    assert_same(weights(resumed.model), weights(whole.model))
+    assert not list(tmp_path.glob(".*")) and not list(tmp_path.glob("*.tmp"))
+
+
+def test_another_seed_gives_another_run(uninterrupted, tmp_path):
+    data, whole = uninterrupted
+    other = train(Run(MODEL, replace(SHORT, epochs=1), seed=4), data, tmp_path)
+    assert other.history[0]["train_loss"] != whole.history[0]["train_loss"]
+
+
+def test_a_folder_of_another_run_is_refused(uninterrupted, tmp_path):
+    data, _ = uninterrupted
+    train(Run(MODEL, replace(SHORT, epochs=1 / 3), seed=3), data, tmp_path)
+    with pytest.raises(ValueError, match="belongs to another run, with seed 3 rather than 5"):
+        train(Run(MODEL, SHORT, seed=5), data, tmp_path)
+    with pytest.raises(ValueError, match="belongs to another run, with recipe"):
+        train(Run(MODEL, replace(SHORT, mixup=0.0), seed=3), data, tmp_path)
+    (tmp_path / "checkpoint.pt").write_bytes(b"cut off")
+    with pytest.raises(ValueError, match="is not a checkpoint of this run; delete it"):
+        train(Run(MODEL, SHORT, seed=3), data, tmp_path)
+
+
+def test_a_run_can_be_prolonged_while_its_rate_has_not_begun_to_fall(uninterrupted, tmp_path):
+    data, _ = uninterrupted
+    recipe = replace(SHORT, epochs=2, warmup_epochs=0, small_epochs=0)
+    with pytest.raises(SystemExit):
+        stop = lambda step, total, record: step == 3 and os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
+        train(Run(MODEL, recipe), data, tmp_path / "a", stop)
+    prolonged = train(Run(MODEL, replace(recipe, epochs=3)), data, tmp_path / "a")
+    whole = train(Run(MODEL, replace(recipe, epochs=3)), data, tmp_path / "b")
+    assert_same(weights(prolonged.model), weights(whole.model))
+    with pytest.raises(ValueError, match="belongs to another run"):
+        train(Run(MODEL, replace(recipe, epochs=4)), data, tmp_path / "a")
+
+
+def test_a_diverging_run_says_so(tmp_path):
+    images = random_images(count=16)
+    with pytest.raises(FloatingPointError, match="lower the learning rate"):
+        train(Run(MODEL, Recipe(epochs=12, learning_rate=1e25, batch_size=4)), (images, images), tmp_path)
+
+
+def test_an_output_that_cannot_be_written_is_an_error(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["run", "--data", parquet_folder(tmp_path), "--output", str(tmp_path / "file" / "folder")]) == 1
+    assert "error: " in capsys.readouterr().err
+
+
+def test_evaluation_counts_as_an_independent_loop_does():
+    torch.manual_seed(0)
+    model, images = timm.create_model(MODEL, num_classes=4), random_images(count=30)
+    found = evaluate(model, images, batch_size=7)
+    mean, std = (torch.tensor(model.pretrained_cfg[name]).reshape(1, 3, 1, 1) for name in ("mean", "std"))
+    with torch.no_grad():
+        logits = model.eval()((images.pixels.permute(0, 3, 1, 2) / 255 - mean) / std)
+    assert found.correct == sum(int(logit.argmax() == label) for logit, label in zip(logits, images.labels))
+    assert found.loss == pytest.approx(float(F.cross_entropy(logits, images.labels)), rel=1e-5)
+
+
+def test_a_wrong_class_count_is_refused():
+    with pytest.raises(ValueError, match="the model has 10 classes, the images have 4: class 0"):
+        evaluate(timm.create_model(MODEL), random_images(count=2))
+
+
+# results
+
+
+def test_a_released_file_has_the_accuracy_and_the_sum_on_its_card(uninterrupted, tmp_path):
+    data, whole = uninterrupted
+    path = tmp_path / "weights.safetensors"
+    card = release(whole, Run(MODEL, SHORT, seed=3), data[1], path, "noise")
+    assert card == json.loads((tmp_path / "weights.json").read_text())
+    assert card["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert card["recipe"]["epochs"] == card["epochs"] == 3 and card["seed"] == 3 and card["data"] == "noise"
+    for form, inference_mode in (("train", False), ("deploy", True)):
+        model = timm.create_model(
+            MODEL,
+            pretrained=True,
+            pretrained_cfg_overlay=dict(file=str(path), num_classes=4),
+            num_classes=4,
+            inference_mode=inference_mode,
+        )
+        assert evaluate(model, data[1]).accuracy == card[f"accuracy_{form}_form"]
+
+
+def test_weights_beyond_half_precision_are_released_in_float32(uninterrupted, tmp_path):
+    from safetensors.torch import load_file
+
+    data, whole = uninterrupted
+    model = timm.create_model(MODEL, num_classes=4)
+    model.load_state_dict(whole.model.state_dict())
+    model.stem.branches["conv1x1"].norm.running_var.fill_(1e6)
+    forms = evaluate(model, data[1]), evaluate(reparameterize(model), data[1])
+    result = replace(whole, model=model, train_form=forms[0], deploy_form=forms[1])
+    assert release(result, Run(MODEL, SHORT), data[1], tmp_path / "a.safetensors", "noise")["precision"] == "float32"
+    assert all(tensor.dtype != torch.float16 for tensor in load_file(tmp_path / "a.safetensors").values())
+
+
+def test_the_command_trains_resumes_and_evaluates(tmp_path, capsys):
+    data, output = parquet_folder(tmp_path), tmp_path / "out"
+    arguments = ["run", "--data", data, "--output", str(output), "--recipe", "short", "--epochs", "1"]
+    arguments += ["--set", "batch_size=10", "small_epochs=0", "--model-args", "shuffle_groups=0"]
+    assert main(arguments) == 0
+    assert "images/s" in capsys.readouterr().out
+    assert {path.name for path in output.iterdir()} == {
+        "checkpoint.pt",
+        "log.jsonl",
+        "training.png",
+        "weights.json",
+        "weights.safetensors",
+    }
+    card = json.loads((output / "weights.json").read_text())
+    assert card["model_args"] == {"shuffle_groups": 0}
+    assert main(arguments) == 0  # nothing left to do, and the same result
+    assert json.loads((output / "weights.json").read_text())["accuracy_deploy_form"] == card["accuracy_deploy_form"]
+    capsys.readouterr()
+    assert main(["evaluate", "--data", data, "--weights", str(output / "weights.safetensors")]) == 0
+    expected = f"{card['accuracy_deploy_form']:.2f} %"
+    assert (
+        f"deploy form: {round(card['accuracy_deploy_form'] / 5)} of 20 correct, {expected}" in capsys.readouterr().out
+    )
+    assert main(["evaluate", "--data", data, "--weights", str(tmp_path / "nothing.safetensors")]) == 1
+    assert "is neither a file nor a model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "rows"), [(3, 6), (8, 4)])
+def test_a_table_has_a_model_for_every_row_of_the_papers(number, rows):
+    from rdpnet_timm.bench.published import PAPER
+
+    assert list(TABLES[number]) == [row for row in PAPER[f"table{number}"].rows if row.startswith("RDPNet")] or (
+        set(TABLES[number]) == set(PAPER[f"table{number}"].rows)
+    )
+    assert len(TABLES[number]) == rows
+    assert len(set(TABLES[number].values())) == rows
+    assert all(options[1] in timm.list_models("rdpnet_*_cifar") for options in TABLES[number].values())
+
+
+def test_a_table_gives_mean_and_spread_over_seeds_beside_the_papers_figure(tmp_path):
+    for seed, accuracy in ((0, 90.0), (1, 91.0)):
+        folder = tmp_path / "RDPNet-0.25x" / f"seed{seed}"
+        folder.mkdir(parents=True)
+        (folder / "weights.json").write_text(json.dumps({"accuracy_deploy_form": accuracy}))
+    lines = format_table(3, tmp_path, "CIFAR-10 %").splitlines()
+    assert lines[2] == "| RDPNet-0.25x | 89.7 | 90.50 | ±0.71 | 2 | +0.80 |"
+    assert lines[3] == "| RDPNet-0.5x | 92.0 | not run |  | 0 |  |"
+
+
+def test_a_tables_runs_are_made_once_and_those_that_failed_are_named(tmp_path, monkeypatch, capsys):
+    commands = []
+
+    def run(command):
+        commands.append(command)
+        folder = Path(command[command.index("--output") + 1])
+        if "pointwise_identity=True" in command:
+            return SimpleNamespace(returncode=1)
+        folder.mkdir(parents=True)
+        (folder / "weights.json").write_text(json.dumps({"accuracy_deploy_form": 70.0}))
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr("rdpnet_timm.train.tables.subprocess.run", run)
+    arguments = ["table", "8", "--output", str(tmp_path), "--column", "CIFAR-100 %", "--jobs", "2", "--seeds", "0", "1"]
+    assert main([*arguments, "--print"]) == 0 and not commands
+    assert capsys.readouterr().out.count("not run") == 4
+    assert main([*arguments, "--data", "folder", "--recipe", "paper"]) == 1
+    printed = capsys.readouterr()
+    assert "4 runs failed" in printed.err and "identity in PW, shuffle, seed 1: exit status 1" in printed.err
+    assert "| no identity, shuffle (RDPNet) | 73.8 | 70.00 | ±0.00 | 2 | -3.80 |" in printed.out
+    assert len(commands) == 8 and all(
+        command[-8:-4] == ["--data", "folder", "--recipe", "paper"] for command in commands
+    )
+    assert main([*arguments, "--data", "folder"]) == 1 and len(commands) == 12
+
+
+# the shuffle
+
+
+def test_a_shuffle_before_a_dense_pointwise_convolution_is_a_relabelling_throughout_training():
+    """Matched initialisations stay matched, so the shuffle changes neither what can be learnt nor how it is learnt.
+
+    ``PW(shuffle(x)) = (PW P)(x)`` for the permutation ``P``; gradients, momentum and weight decay permute alike, and
+    the initialisation's distribution does not know the order of channels.
+    """
+    torch.manual_seed(0)
+    with_shuffle, without = (
+        timm.create_model(MODEL, shuffle_groups=groups, num_classes=4).double() for groups in (2, 0)
+    )
+
+    def permuted(state):
+        """Columns of every pointwise weight to where the shuffle takes them from."""
+        state = dict(state)
+        for name, weight in state.items():
+            if ".point." in name and weight.ndim == 4:
+                order = F.channel_shuffle(torch.arange(weight.shape[1]).reshape(1, -1, 1, 1), 2).flatten()
+                state[name] = weight.index_select(1, order.argsort())
+        return state
+
+    start = weights(with_shuffle)
+    without.load_state_dict(permuted(start))
+    images = random_images(count=48, size=16)
+    x, losses = images.pixels.permute(0, 3, 1, 2).double() / 255, []
+    for model in (with_shuffle, without):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.002, momentum=0.9, weight_decay=1e-2)
+        losses.append([])
+        for step in range(3):
+            batch = slice(step * 16, step * 16 + 16)
+            loss = F.cross_entropy(model(x[batch]), images.labels[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses[-1].append(loss.item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-8) and losses[0][-1] != losses[0][0]
+    expected, found = permuted(weights(with_shuffle)), weights(without)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(
+            found[name], tensor, rtol=1e-6, atol=1e-7, msg=lambda text, name=name: f"{name} {text}"
+        )
+    moved = (
+        (
+            start["stages.2.5.point.branches.conv1x1_a.conv.weight"]
+            - with_shuffle.state_dict()["stages.2.5.point.branches.conv1x1_a.conv.weight"]
+        )
+        .abs()
+        .max()
+    )
+    assert moved > 1e-4
