@@ -186,7 +186,7 @@ def _modern_note() -> str:
     sources = "".join(f"\n- {source}: {', '.join(names)}" for source, names in by_source.items())
     return (
         "Accuracies are others' figures, from training recipes of very different length and kind; each network is "
-        f"timed at the resolution of its figure, and one without a figure is timed only. Sources, and recipes:\n{sources}"
+        f"timed at the resolution of its figure, one without a figure is timed only. Sources, and recipes:\n{sources}"
     )
 
 
