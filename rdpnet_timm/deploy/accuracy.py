@@ -8,7 +8,7 @@ import argparse
 import json
 import tempfile
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
 
 import numpy as np
 import torch
@@ -49,7 +49,12 @@ def _predict(path: Path, format_name: str, images: np.ndarray, threads: int) -> 
 
 
 def evaluate(
-    model: nn.Module, train: Images, test: Images, calibration_images: int = 300, threads: int = 1
+    model: nn.Module,
+    train: Images,
+    test: Images,
+    calibration_images: int = 300,
+    threads: int = 1,
+    report: Callable[[List[Row]], object] = lambda rows: None,
 ) -> List[Row]:
     """Accuracy of a model's float and INT8 variants on ``test``, calibrated on images of ``train``.
 
@@ -59,6 +64,7 @@ def evaluate(
         test: the test images.
         calibration_images: how many.
         threads: for the runtimes.
+        report: called with the rows so far after each.
     """
     deployed = reparameterize(model).eval().requires_grad_(False)
     preprocessing = Preprocessing.of(model)
@@ -71,7 +77,7 @@ def evaluate(
     def add(runtime: str, weights: str, equalized: str, bias_correction: str, predicted: np.ndarray) -> None:
         accuracy, agreement = (100 * float((predicted == truth).mean()) for truth in (labels, reference))
         rows.append(Row(runtime, weights, equalized, bias_correction, accuracy, agreement))
-        print(_line(rows[-1]), flush=True)
+        report(rows)
 
     add("PyTorch", "float32", "no", "", reference)
     with tempfile.TemporaryDirectory() as name:
@@ -131,18 +137,21 @@ def measure_accuracy(
     ``data`` is what the trainer takes: 'digits', or a folder with CIFAR or with parquet files.
     """
     train, test = read_data(data)
-    rows = evaluate(load_model(source, model), train, test, calibration_images, threads)
     output.mkdir(parents=True, exist_ok=True)
-    head = [
-        "| runtime | precision | equalised | bias correction | accuracy, % | agrees with float, % |",
-        "|---|---|---|---|---|---|",
-    ]
+    head = (
+        "| runtime | precision | equalised | bias correction | accuracy, % | agrees with float, % |\n"
+        "|---|---|---|---|---|---|\n"
+    )
     facts: Dict[str, Any] = dict(model=source, data=data, test_images=len(test), calibration_images=calibration_images)
-    with atomic_path(output / "accuracy.md") as path:
-        path.write_text("\n".join([*head, *map(_line, rows)]) + "\n")
-    with atomic_path(output / "accuracy.json") as path:
-        path.write_text(json.dumps({**facts, "rows": [row._asdict() for row in rows]}, indent=1) + "\n")
-    return rows
+
+    def report(rows: List[Row]) -> None:
+        print(_line(rows[-1]), flush=True)
+        with atomic_path(output / "accuracy.md") as path:
+            path.write_text(head + "".join(_line(row) + "\n" for row in rows))
+        with atomic_path(output / "accuracy.json") as path:
+            path.write_text(json.dumps({**facts, "rows": [row._asdict() for row in rows]}, indent=1) + "\n")
+
+    return evaluate(load_model(source, model), train, test, calibration_images, threads, report)
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:

@@ -21,7 +21,7 @@ from ..convert import reparameterize
 from ..verify import evaluating
 from .bias import correct_bias
 from .calibration import Calibration, Preprocessing, random_images
-from .equalize import NotStraight, equalize, equalize_activations
+from .equalize import NotStraight, equalize
 from .formats import FORMATS, Format, Runner, available_threads, known_format
 from .normalize import fold_normalization
 from .quantize import QUANTIZERS
@@ -253,7 +253,6 @@ def _ready_for_int8(
     if equalization is not False:
         try:
             model, sweeps, _ = equalize(model)
-            model = equalize_activations(model, images)
             steps["equalized"], steps["sweeps"] = True, sweeps
         except NotStraight as error:
             if equalization:
