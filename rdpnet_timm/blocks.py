@@ -54,6 +54,7 @@ class Reparameterizable(nn.Module):
             return
         entries = {name[len(prefix) :]: state_dict[name] for name in names}
         dtype = next(tensor.dtype for tensor in entries.values() if tensor.is_floating_point())
+        dtype = torch.promote_types(dtype, torch.float32)  # in half precision the merged kernel would be rounded again
         twin = self._train_form_twin(entries)
         try:
             twin.load_state_dict(entries)

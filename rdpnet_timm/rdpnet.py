@@ -323,13 +323,8 @@ default_cfgs = generate_default_cfgs(
 
 
 def checkpoint_filter_fn(state_dict: Dict[str, Any], model: nn.Module) -> Dict[str, Any]:
-    """Pretrained weights, in whichever form they are, as ``model`` takes them; timm's name for this function.
-
-    Half precision, in which weights are shipped, becomes float32: merging branches in it would round a second time.
-    """
-    halves = (torch.float16, torch.bfloat16)
-    state_dict = {name: tensor.float() if tensor.dtype in halves else tensor for name, tensor in state_dict.items()}
-    return convert_state_dict(state_dict, model)
+    """Pretrained weights, in whichever form they are, as ``model`` takes them; timm's name for this function."""
+    return convert_state_dict(dict(state_dict), model)
 
 
 def _create_rdpnet(variant: str, pretrained: bool = False, **kwargs: Any) -> RDPNet:
