@@ -1,6 +1,7 @@
 """One training run: resumable at any step, seeded, logged as JSON lines, its result evaluated in both forms."""
 
 import json
+import pickle
 import signal
 import sys
 import threading
@@ -312,9 +313,9 @@ class _Checkpoint:
             self._check(content["description"], content["step"])
             for name, part in self.parts.items():
                 part.load_state_dict(content[name])
-        except (EOFError, KeyError, RuntimeError, OSError) as error:
+        except (EOFError, KeyError, RuntimeError, OSError, pickle.UnpicklingError) as error:
             raise ValueError(
-                f"'{self.path}' is not a checkpoint of this run; delete it to start anew: {error}"
+                f"'{self.path}' is not a checkpoint of this run; delete it to start anew ({type(error).__name__})"
             ) from error
         return content["step"], content["history"]
 
