@@ -101,13 +101,20 @@ def test_stacks_differ_in_their_shortcuts_alone(per_block, shortcuts, separable)
 
 @pytest.mark.parametrize("name", ["mobilenetv2_050", "mobileone_s0", "repghostnet_050", "starnet_s050", "shvit_s1"])
 def test_the_deploy_form_of_a_peer_is_exact_and_has_no_norm_behind_a_convolution(name):
-    size = 64 if name.startswith("shvit") else 32
-    x = torch.randn(2, 3, size, size, dtype=torch.float64)
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     model = settle_norms(timm.create_model(name).double(), x)
     deployed = deploy_form(model, x)
     assert torch.allclose(outputs(deployed, x), outputs(model, x), rtol=0, atol=1e-10)
     left = sum(isinstance(module, nn.BatchNorm2d) for module in deployed.modules())
     assert left == (1 if name.startswith("starnet") else 0)  # starnet's last norm stands behind a sum
+
+
+def test_a_peer_that_merges_its_branches_in_float32_has_a_deploy_form_as_exact_as_that():
+    x = torch.randn(2, 3, 64, 64)
+    model = settle_norms(timm.create_model("repvit_m0_9"), x)
+    expected = outputs(model.double(), x.double())
+    actual = outputs(deploy_form(model.float(), x).double(), x.double())
+    assert (actual - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
 def test_a_norm_that_does_not_read_a_convolution_stays():
