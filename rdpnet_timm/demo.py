@@ -20,6 +20,7 @@ from .checkpoint import save_model
 from .convert import reparameterize
 from .info import count
 from .train import RECIPES, Images, Recipe, Result, Run, read_data, train
+from .train.data import normalized
 from .train.plots import plot_history, plot_predictions
 from .train.progress import progress_bar
 from .train.trainer import predict
@@ -64,7 +65,8 @@ def compare(model: nn.Module, test: Images, output: Path, rounds: int = 100) -> 
     predicted = [each.argmax(1) for each in logits]
     size = (3, *test.pixels.shape[1:3])
     x = torch.randn(1, *size, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=torch.channels_last)
-    x_all = test.pixels.permute(0, 3, 1, 2).float() / 255
+    config = model.pretrained_cfg
+    x_all = normalized(test.pixels.permute(0, 3, 1, 2), config["mean"], config["std"])
     model.eval(), deployed.eval()
     with torch.inference_mode():
         latency = measure({FORMS[0]: lambda: model(x), FORMS[1]: lambda: deployed(x)}, rounds)
