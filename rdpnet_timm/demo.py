@@ -4,7 +4,6 @@ The digits are 1797 real pictures that come with scikit-learn. Whatever the demo
 """
 
 import argparse
-import importlib.util
 import sys
 import tempfile
 import time
@@ -129,20 +128,8 @@ def _print_comparison(found: Comparison, console: Any) -> None:
     )
 
 
-def _detection(output: Path) -> None:
-    """The part on OpenMMLab, where that is installed."""
-    if importlib.util.find_spec("mmdet") is None:
-        print('Detection and segmentation are left out: they need OpenMMLab, pip install "rdpnet-timm[openmmlab]"')
-    elif importlib.util.find_spec("rdpnet_timm.openmmlab.demo") is None:
-        print("Detection and segmentation are left out: this version of rdpnet-timm has no demo of them")
-    else:
-        from .openmmlab import demo as openmmlab_demo
-
-        openmmlab_demo.run(output)
-
-
 def main(argv: Optional[List[str]] = None) -> int:
-    """Run all parts of the demo."""
+    """Run the demo."""
     parser = argparse.ArgumentParser(prog="python -m rdpnet_timm.demo", description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("demo"), help="folder for pictures and weights")
     args = parser.parse_args(argv)
@@ -150,8 +137,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     try:
         args.output.mkdir(parents=True, exist_ok=True)
         classification(args.output)
-        print(f"The classification part took {time.perf_counter() - start:.0f} s.")
-        _detection(args.output)
+        print(f"It took {time.perf_counter() - start:.0f} s.")
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 1

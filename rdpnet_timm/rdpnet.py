@@ -312,7 +312,7 @@ default_cfgs = generate_default_cfgs(
         "rdpnet_100.untrained": _cfg(),
         "rdpnet_125.untrained": _cfg(),
         "rdpnet_150.untrained": _cfg(),
-        "rdpnet_025_cifar.untrained": _cifar_cfg(),
+        "rdpnet_025_cifar.untrained*": _cifar_cfg(),  # by default no weights rather than those of digits
         "rdpnet_050_cifar.untrained": _cifar_cfg(),
         "rdpnet_075_cifar.untrained": _cifar_cfg(),
         "rdpnet_100_cifar.untrained": _cifar_cfg(),

@@ -1,6 +1,5 @@
 """The demo: what it shows is what is so."""
 
-import importlib.util
 from dataclasses import replace
 
 import pytest
@@ -42,12 +41,6 @@ def test_the_two_forms_of_shipped_weights_agree_on_every_picture(tmp_path):
     assert found.verification.relative < 1e-5
     assert found.parameters[0] == sum(parameter.numel() for parameter in model.parameters()) > found.parameters[1]
     assert found.bytes[0] > found.bytes[1] > 4 * found.parameters[1]
-
-
-def test_without_openmmlab_the_other_parts_say_what_to_install(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    demo._detection(tmp_path)
-    assert 'pip install "rdpnet-timm[openmmlab]"' in capsys.readouterr().out
 
 
 def test_an_output_that_cannot_be_written_is_an_error(tmp_path, capsys):

@@ -52,14 +52,10 @@ def test_the_model_has_the_cards_classes_and_the_files_weights(name):
         assert torch.equal(model.state_dict()[key], tensor.to(model.state_dict()[key].dtype)), key
 
 
-def test_the_bare_name_loads_the_default_weights():
-    model = timm.create_model("rdpnet_025_cifar", pretrained=True)
-    assert f"rdpnet_025_cifar.{model.pretrained_cfg['tag']}" == NAMES[0]
-    assert model.pretrained_cfg["mean"] == (0.4914, 0.4822, 0.4465) and model.pretrained_cfg["input_size"] == (
-        3,
-        32,
-        32,
-    )
+def test_the_bare_name_does_not_stand_for_weights_of_digits():
+    with pytest.raises(RuntimeError, match="no pretrained weights for rdpnet_025_cifar"):
+        timm.create_model("rdpnet_025_cifar", pretrained=True)
+    assert timm.create_model("rdpnet_025_cifar").pretrained_cfg["tag"] == "untrained"
 
 
 def test_the_shipped_weights_reach_the_accuracy_on_their_card_in_both_forms():
