@@ -322,7 +322,7 @@ class _Checkpoint:
     def _check(self, found: Dict[str, Any], step: int) -> None:
         # Another length is still the same run as long as it asks for the same steps up to here.
         former = Recipe(**found["recipe"])
-        shape = dict(epochs=former.epochs, cooldown=former.cooldown, small_epochs=former.small_epochs)
+        shape: Dict[str, Any] = dict(epochs=former.epochs, cooldown=former.cooldown, small_epochs=former.small_epochs)
         expected = dict(self.description, recipe=asdict(replace(self.recipe, **shape)))
         differing = [name for name in expected if expected[name] != found.get(name)]
         settings = [
