@@ -322,9 +322,15 @@ default_cfgs = generate_default_cfgs(
 )
 
 
+def _full_precision(state_dict: Dict[str, Any]) -> Dict[str, Any]:
+    """Half precision, in which weights are shipped, to float32: timm sums input channels in the dtype it is given."""
+    halves = (torch.float16, torch.bfloat16)
+    return {name: tensor.float() if tensor.dtype in halves else tensor for name, tensor in state_dict.items()}
+
+
 def checkpoint_filter_fn(state_dict: Dict[str, Any], model: nn.Module) -> Dict[str, Any]:
     """Pretrained weights, in whichever form they are, as ``model`` takes them; timm's name for this function."""
-    return convert_state_dict(dict(state_dict), model)
+    return convert_state_dict(_full_precision(state_dict), model)
 
 
 def _create_rdpnet(variant: str, pretrained: bool = False, **kwargs: Any) -> RDPNet:
