@@ -3,9 +3,11 @@
 import hashlib
 import io
 import json
-import os
 import pickle
 import signal
+import subprocess
+import sys
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -302,19 +304,33 @@ def uninterrupted(tmp_path_factory):
     return data, train(Run(MODEL, SHORT, seed=3), data, tmp_path_factory.mktemp("whole"))
 
 
-def test_a_run_stopped_by_sigterm_within_an_epoch_ends_with_the_same_weights(uninterrupted, tmp_path, capsys):
+def stopped_by_sigterm(run, step, folder):
+    """Train in a process of its own, which gets SIGTERM at a step; what it wrote to its standard error."""
+    code = """
+        import os, pickle, signal, sys
+        import torch
+        from rdpnet_timm.train import train
+        torch.set_num_threads(1)
+        run, data, step, folder = pickle.load(sys.stdin.buffer)
+        def stop(done, total, record):
+            if done == step:
+                os.kill(os.getpid(), signal.SIGTERM)
+            assert done <= step
+        train(run, data, folder, stop)
+    """
+    data = random_images(count=50), random_images(count=10, seed=1)
+    process = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        input=pickle.dumps((run, data, step, folder)),
+        capture_output=True,
+    )
+    assert process.returncode == 128 + signal.SIGTERM, process.stderr.decode()
+    return process.stderr.decode()
+
+
+def test_a_run_stopped_by_sigterm_within_an_epoch_ends_with_the_same_weights(uninterrupted, tmp_path):
     data, whole = uninterrupted
-    steps = []
-
-    def stop(step, total, record):
-        steps.append((step, total))
-        if step == 4:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    with pytest.raises(SystemExit) as stopped:
-        train(Run(MODEL, SHORT, seed=3), data, tmp_path, stop)
-    assert stopped.value.code == 128 + signal.SIGTERM and steps[-1] == (4, 9)
-    assert "stopped at step 4 of 9" in capsys.readouterr().err
+    assert "stopped at step 4 of 9" in stopped_by_sigterm(Run(MODEL, SHORT, seed=3), 4, tmp_path)
     resumed = train(Run(MODEL, SHORT, seed=3), data, tmp_path)
     assert_same(weights(resumed.model), weights(whole.model))
     assert resumed.deploy_form == whole.deploy_form
@@ -364,9 +380,7 @@ def test_a_folder_of_another_run_is_refused(uninterrupted, tmp_path):
 def test_a_run_can_be_prolonged_while_its_rate_has_not_begun_to_fall(uninterrupted, tmp_path):
     data, _ = uninterrupted
     recipe = replace(SHORT, epochs=2, warmup_epochs=0, small_epochs=0)
-    with pytest.raises(SystemExit):
-        stop = lambda step, total, record: step == 3 and os.kill(os.getpid(), signal.SIGTERM)  # noqa: E731
-        train(Run(MODEL, recipe), data, tmp_path / "a", stop)
+    stopped_by_sigterm(Run(MODEL, recipe), 3, tmp_path / "a")
     prolonged = train(Run(MODEL, replace(recipe, epochs=3)), data, tmp_path / "a")
     whole = train(Run(MODEL, replace(recipe, epochs=3)), data, tmp_path / "b")
     assert_same(weights(prolonged.model), weights(whole.model))

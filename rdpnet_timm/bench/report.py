@@ -283,12 +283,12 @@ def _update(directory: Path, document: Path) -> None:
     results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(directory.glob("*.json"))}
     bodies = {name: markdown(result, details=False, ties=False) for name, result in results.items()}
     tables = {name: body.split("\n\n", 1)[1] for name, body in bodies.items()}  # the document has its own headings
-    text = splice(document.read_text(encoding="utf-8"), tables)
-    document.write_text(text, encoding="utf-8")
-    for picture in directory.glob("*.png"):
-        target = document.parent / "images" / f"bench_{picture.name}"
-        if target.name in text:
-            shutil.copyfile(picture, target)
+    for name in tables:
+        picture = directory / f"{name}.png"
+        if picture.exists():
+            shutil.copyfile(picture, document.parent / "images" / f"bench_{name}.png")
+            tables[name] = f"![{results[name]['title']}](images/bench_{name}.png)\n\n{tables[name]}"
+    document.write_text(splice(document.read_text(encoding="utf-8"), tables), encoding="utf-8")
 
 
 if __name__ == "__main__":
