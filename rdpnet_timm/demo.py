@@ -1,6 +1,7 @@
-"""``make demo``: train a small RDPNet on handwritten digits, and see that its two forms are one function.
+"""``make demo``: the package's three uses from end to end, on data that it draws or that comes with scikit-learn.
 
-The digits are 1797 real pictures that come with scikit-learn. Whatever the demo shows is computed as it runs.
+A classifier of handwritten digits (1797 real pictures), whose two forms are compared; then a detector and a segmentor
+by OpenMMLab on drawn pictures. Whatever the demo shows is computed as it runs.
 """
 
 import argparse
@@ -137,6 +138,9 @@ def main(argv: Optional[List[str]] = None) -> int:
     try:
         args.output.mkdir(parents=True, exist_ok=True)
         classification(args.output)
+        from .openmmlab import demo as openmmlab_demo
+
+        openmmlab_demo.run(args.output)
         print(f"It took {time.perf_counter() - start:.0f} s.")
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)

@@ -6,9 +6,11 @@
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
@@ -49,8 +51,10 @@ def run(output: Path) -> None:
         scores[metric.split("/")[-1]] = _last(folder, metric)
         print(f"{package}: {metric.split('/')[-1]} {_last(folder, metric):.3f}, {time.monotonic() - start:.0f} s")
     os.environ["VOCDEVKIT"] = str(devkit)
-    draw_detections(DETECTOR, _checkpoint(output / "detector"), devkit / "VOC2007", output / "detections.png")
-    draw_masks(SEGMENTOR, _checkpoint(output / "segmentor"), devkit / "VOC2012", output / "masks.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # OpenMMLab's packages of one another's deprecations
+        draw_detections(DETECTOR, _checkpoint(output / "detector"), devkit / "VOC2007", output / "detections.png")
+        draw_masks(SEGMENTOR, _checkpoint(output / "segmentor"), devkit / "VOC2012", output / "masks.png")
     scores["mIoU"] /= 100  # mmsegmentation reports per cent, mmdet a fraction
     (output / "openmmlab.json").write_text(json.dumps(scores, indent=2) + "\n")
     print(f"mAP {scores['mAP']:.3f}, mIoU {scores['mIoU']:.3f}; pictures: {output}/detections.png, {output}/masks.png")
@@ -65,8 +69,11 @@ def _train(package: str, config: Path, folder: Path, devkit: Path) -> None:
         for line in process.stdout or ():
             tail = [*tail[-40:], line]
             # progress, scores and the hook's report; the configuration and environment are in the log file
-            if any(word in line for word in ("Epoch(train)", "Iter(train)", "(val)", "MACs", "M parameters")):
-                print(f"  {line.split(' - ')[-1].strip()}"[:150], flush=True)
+            step = re.search(r"(?:Epoch|Iter)\(train\) +(\S.*?\])  .*?\bloss: (\S+)", line)
+            if step:
+                print(f"  {step[1]} loss {step[2]}", flush=True)
+            elif any(word in line for word in ("mAP:", "mIoU:", "MACs", "M parameters")):
+                print(f"  {line.split(' - ')[-1].strip()}", flush=True)
     if process.returncode:
         raise RuntimeError(f"mim train {package} failed ({process.returncode}):\n{''.join(tail)}")
 
@@ -148,7 +155,7 @@ def _save_grid(rows: Tuple[List[Image.Image], ...], file: Path) -> None:
         for j, picture in enumerate(row):
             grid.paste(picture, (j * (width + GAP), i * (height + GAP)))
     file.parent.mkdir(parents=True, exist_ok=True)
-    grid.quantize(64, dither=Image.Dither.NONE).save(file, optimize=True)
+    grid.quantize(256, dither=Image.Dither.NONE).save(file, optimize=True)
 
 
 if __name__ == "__main__":
