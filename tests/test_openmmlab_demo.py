@@ -36,5 +36,5 @@ def test_both_networks_learn_the_drawn_data(tmp_path: Path, monkeypatch: pytest.
 def test_a_failed_run_is_reported_with_its_output(tmp_path: Path) -> None:
     config = tmp_path / "broken.py"
     config.write_text("raise ValueError('a broken config')\n")
-    with pytest.raises(RuntimeError, match="(?s)mim train mmdet failed.*a broken config"):
+    with pytest.raises(RuntimeError, match=r"(?s)mim train mmdet failed.*a broken config"):
         demo._train("mmdet", config, tmp_path / "work", tmp_path)
