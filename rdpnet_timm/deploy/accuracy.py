@@ -20,7 +20,7 @@ from ..train.data import Images, read_data
 from .bias import correct_bias
 from .calibration import Preprocessing
 from .equalize import equalize, equalize_activations
-from .formats import FORMATS, to_onnx
+from .formats import FORMATS, OPENVINO_BFLOAT16, Options, openvino_has_bfloat16, to_onnx
 from .quantize import quantize_onnx, quantize_openvino
 
 __all__ = ["Row", "evaluate", "measure_accuracy"]
@@ -43,8 +43,8 @@ def _normalized(images: Images, preprocessing: Preprocessing, count: Optional[in
     return preprocessing.normalize(pixels).contiguous().numpy()
 
 
-def _predict(path: Path, format_name: str, images: np.ndarray, threads: int) -> np.ndarray:
-    run = FORMATS[format_name].load(path, threads, {})
+def _predict(path: Path, format_name: str, images: np.ndarray, threads: int, options: Options = {}) -> np.ndarray:
+    run = FORMATS[format_name].load(path, threads, options)
     return np.concatenate([run(batch).argmax(1) for batch in np.array_split(images, max(1, len(images) // 100))])
 
 
@@ -98,6 +98,9 @@ def evaluate(
                     for runtime, format_name in (("ONNX Runtime", "onnx"), ("OpenVINO", "openvino")):
                         predicted = _predict(source, format_name, images, threads)
                         add(runtime, "float32", equalized, "", predicted)
+                if variant is deployed and openvino_has_bfloat16():
+                    predicted = _predict(source, "openvino", images, threads, OPENVINO_BFLOAT16)
+                    add("OpenVINO", "bfloat16", equalized, "", predicted)
                 for per_channel in (True, False):
                     quantize_onnx(source, target, calibration, per_channel)
                     scales = "INT8 by channel" if per_channel else "INT8 by layer"

@@ -295,7 +295,7 @@ def _checked(
     expected: Dict[str, np.ndarray],
     batched: bool,
 ) -> Artifact:
-    runner = kind.load(path, 1, {})
+    runner = kind.load(path, 1, kind.options[0])
     difference = {name: Difference.between(expected[name], _run(runner, inputs[name], batched)) for name in inputs}
     stem = path.name.removesuffix(kind.suffixes[0])
     files = [path.with_name(stem + suffix) for suffix in kind.suffixes]

@@ -12,10 +12,23 @@ from torch import Tensor, nn
 
 from .extras import require
 
-__all__ = ["FORMATS", "Format", "Runner", "fold_constants", "known_format", "to_onnx", "to_openvino"]
+__all__ = [
+    "FORMATS",
+    "Format",
+    "Runner",
+    "fold_constants",
+    "known_format",
+    "openvino_has_bfloat16",
+    "to_onnx",
+    "to_openvino",
+]
 
 Runner = Callable[[np.ndarray], np.ndarray]
 Options = Mapping[str, Any]
+
+# Where the CPU knows bfloat16, OpenVINO computes a float32 model in it unless told otherwise.
+OPENVINO_FLOAT32 = {"INFERENCE_PRECISION_HINT": "f32"}
+OPENVINO_BFLOAT16 = {"INFERENCE_PRECISION_HINT": "bf16"}
 
 
 class Format(NamedTuple):
@@ -26,7 +39,7 @@ class Format(NamedTuple):
         packages: what its runtime is, for the versions.
         write: ``(model, example, path, dynamic_batch)``.
         load: ``(path, threads, options)`` to a function from images to logits.
-        options: sets of runtime options worth trying, the runtime's own defaults first.
+        options: sets of runtime options worth trying, the one that artefacts are checked with first.
     """
 
     suffixes: Tuple[str, ...]
@@ -111,9 +124,15 @@ def fold_constants(model: Any) -> Any:
 
 def _load_openvino(path: Path, threads: int, options: Options) -> Runner:
     openvino = require("openvino", "running OpenVINO models")
-    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, **options}
+    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, **OPENVINO_FLOAT32, **options}
     request = openvino.Core().compile_model(str(path), "CPU", settings).create_infer_request()
     return lambda images: request.infer({0: images}, share_inputs=True)[0]
+
+
+def openvino_has_bfloat16() -> bool:
+    """Whether OpenVINO computes in bfloat16 on this CPU when it is asked to."""
+    openvino = require("openvino", "asking what OpenVINO can do here")
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def _to_torch_export(model: nn.Module, example: Tensor, path: Path, dynamic_batch: bool = False) -> None:
@@ -178,7 +197,11 @@ FORMATS: Dict[str, Format] = {
         ("openvino",),
         to_openvino,
         _load_openvino,
-        ({}, {"CPU_DENORMALS_OPTIMIZATION": True}, {"ENABLE_CPU_PINNING": False}),
+        (
+            OPENVINO_FLOAT32,
+            {**OPENVINO_FLOAT32, "CPU_DENORMALS_OPTIMIZATION": True},
+            {**OPENVINO_FLOAT32, "ENABLE_CPU_PINNING": False},
+        ),
     ),
     "torch-export": Format((".pt2",), ("torch",), _to_torch_export, _load_torch_export, ({},)),
     "torchscript": Format((".torchscript.pt",), ("torch",), _to_torchscript, _load_torchscript, ({},)),

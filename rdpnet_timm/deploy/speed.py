@@ -22,7 +22,7 @@ from ..checkpoint import atomic_path
 from ..convert import reparameterize
 from ..info import count
 from .extras import require
-from .formats import FORMATS, available_threads, to_onnx, to_openvino
+from .formats import FORMATS, OPENVINO_BFLOAT16, OPENVINO_FLOAT32, Options, available_threads, to_onnx, to_openvino
 from .normalize import BORDERS, fold_normalization
 from .quantize import quantize_onnx, quantize_openvino
 
@@ -40,6 +40,7 @@ CONTESTANTS = {
     "onnx": "ONNX Runtime float32",
     "onnx_int8": "ONNX Runtime INT8",
     "openvino": "OpenVINO float32",
+    "openvino_bf16": "OpenVINO bfloat16",
     "openvino_int8": "OpenVINO INT8 (NNCF)",
     "openvino_qdq": "OpenVINO INT8 (ONNX Runtime's file)",
 }
@@ -135,12 +136,21 @@ def _write(deployed: nn.Module, x: Tensor, folder: Path) -> Dict[str, Path]:
     to_openvino(deployed, x, paths["openvino"])
     quantize_onnx(paths["onnx"], paths["onnx_int8"], images)
     quantize_openvino(paths["openvino"], paths["openvino_int8"], images, fast_bias_correction=False)
+    if openvino_has_bfloat16():
+        paths["openvino_bf16"] = paths["openvino"]
     return {**paths, "openvino_qdq": paths["onnx_int8"]}
+
+
+def _options(contestant: str) -> Options:
+    """Runtime options, as :class:`.formats.Format` takes them."""
+    if contestant.startswith("openvino"):
+        return OPENVINO_BFLOAT16 if contestant == "openvino_bf16" else OPENVINO_FLOAT32
+    return {}
 
 
 def _runner(contestant: str, path: Path, threads: int, x: Tensor) -> Callable[[], object]:
     format_name = "openvino" if contestant.startswith("openvino") else "onnx"
-    runner, image = FORMATS[format_name].load(path, threads, {}), x.numpy()
+    runner, image = FORMATS[format_name].load(path, threads, _options(contestant)), x.numpy()
     return lambda: runner(image)
 
 
@@ -181,13 +191,14 @@ def compare(name: str, threads: int, rounds: int, skip: Sequence[str] = ()) -> T
 def operators(path: Path, contestant: str, threads: int, image: np.ndarray, calls: int = 20) -> Dict[str, float]:
     """Shortest time in ms of each kind of operator, by the runtime's own counters, which cost time themselves."""
     if contestant.startswith("openvino"):
-        return _openvino_operators(path, threads, image, calls)
+        return _openvino_operators(path, contestant, threads, image, calls)
     return _onnx_operators(path, threads, image, calls)
 
 
-def _openvino_operators(path: Path, threads: int, image: np.ndarray, calls: int) -> Dict[str, float]:
+def _openvino_operators(path: Path, contestant: str, threads: int, image: np.ndarray, calls: int) -> Dict[str, float]:
     openvino = require("openvino", "profiling OpenVINO")
     settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "PERF_COUNT": True}
+    settings.update(_options(contestant))
     request = openvino.Core().compile_model(str(path), "CPU", settings).create_infer_request()
     shortest: Dict[str, Tuple[str, float]] = {}
     for _ in range(calls):
