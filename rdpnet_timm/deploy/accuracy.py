@@ -43,8 +43,10 @@ def _normalized(images: Images, preprocessing: Preprocessing, count: Optional[in
     return preprocessing.normalize(pixels).contiguous().numpy()
 
 
-def _predict(path: Path, format_name: str, images: np.ndarray, threads: int, options: Options = {}) -> np.ndarray:
-    run = FORMATS[format_name].load(path, threads, options)
+def _predict(
+    path: Path, format_name: str, images: np.ndarray, threads: int, options: Optional[Options] = None
+) -> np.ndarray:
+    run = FORMATS[format_name].load(path, threads, options or {})
     return np.concatenate([run(batch).argmax(1) for batch in np.array_split(images, max(1, len(images) // 100))])
 
 

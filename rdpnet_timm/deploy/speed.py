@@ -22,7 +22,16 @@ from ..checkpoint import atomic_path
 from ..convert import reparameterize
 from ..info import count
 from .extras import require
-from .formats import FORMATS, OPENVINO_BFLOAT16, OPENVINO_FLOAT32, Options, available_threads, to_onnx, to_openvino
+from .formats import (
+    FORMATS,
+    OPENVINO_BFLOAT16,
+    OPENVINO_FLOAT32,
+    Options,
+    available_threads,
+    openvino_has_bfloat16,
+    to_onnx,
+    to_openvino,
+)
 from .normalize import BORDERS, fold_normalization
 from .quantize import quantize_onnx, quantize_openvino
 
