@@ -148,5 +148,6 @@ def _sweep_figure(pyplot: Any, result: Result, lines: Sequence[Row]) -> Any:
             axis.set_title(f"{title}\n{describe_run({'backend': backend, 'threads': threads})}", fontsize=9)
             axis.set(xlabel=x_label, ylabel="shortest time, ms", ylim=(0, None))
             axis.grid(alpha=0.3)
-            axis.legend(fontsize=7)
+            if own:  # a quick run leaves panels empty
+                axis.legend(fontsize=7)
     return figure
