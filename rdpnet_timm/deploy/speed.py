@@ -53,6 +53,7 @@ CONTESTANTS = {
     "openvino_int8": "OpenVINO INT8 (NNCF)",
     "openvino_qdq": "OpenVINO INT8 (ONNX Runtime's file)",
 }
+EAGER = (("train",), ("deploy",))
 FLOAT, INT8 = ("onnx", "openvino"), ("onnx_int8", "openvino_int8", "openvino_qdq")
 
 
@@ -302,18 +303,26 @@ def _rows(results: Sequence[Result]) -> List[Tuple[str, Callable[[Result], str]]
         return result.measurement.minimum(result.fastest(names))
 
     measured = [key for key in CONTESTANTS if any(key in result.measurement.samples for result in results)]
+    # what a row is about, and of which contestants at least one has to be there
+    about: List[Tuple[str, Sequence[Sequence[str]], Callable[[Result], str]]] = [
+        ("MACs, M", (), lambda r: f"{r.macs / 1e6:.0f}"),
+        ("sgemm, GMAC/s", (), lambda r: f"{r.rate('sgemm'):.0f}"),
+        ("INT8 GEMM, GMAC/s", (), lambda r: f"{r.rate('int8 gemm'):.0f}"),
+        ("bound by sgemm, ms", (), lambda r: f"{r.bound('sgemm'):.2f}"),
+        ("bound by INT8 GEMM, ms", (), lambda r: f"{r.bound('int8 gemm'):.2f}"),
+        (
+            "**best float32, share of its bound**",
+            (FLOAT,),
+            lambda r: f"{100 * r.bound('sgemm') / best(r, FLOAT):.0f} %",
+        ),
+        ("best INT8, share of its bound", (INT8,), lambda r: f"{100 * r.bound('int8 gemm') / best(r, INT8):.0f} %"),
+        ("**best INT8 against best float32**", (FLOAT, INT8), lambda r: f"{best(r, FLOAT) / best(r, INT8):.2f}x"),
+        ("**eager, deploy against train form**", EAGER, lambda r: f"{best(r, EAGER[0]) / best(r, EAGER[1]):.2f}x"),
+        ("the same by medians, 95 % interval", EAGER, lambda r: str(r.measurement.ratio("train", "deploy"))),
+    ]
     return [
         *((CONTESTANTS[key], partial(time, key)) for key in measured),
-        ("MACs, M", lambda r: f"{r.macs / 1e6:.0f}"),
-        ("sgemm, GMAC/s", lambda r: f"{r.rate('sgemm'):.0f}"),
-        ("INT8 GEMM, GMAC/s", lambda r: f"{r.rate('int8 gemm'):.0f}"),
-        ("bound by sgemm, ms", lambda r: f"{r.bound('sgemm'):.2f}"),
-        ("bound by INT8 GEMM, ms", lambda r: f"{r.bound('int8 gemm'):.2f}"),
-        ("**best float32, share of its bound**", lambda r: f"{100 * r.bound('sgemm') / best(r, FLOAT):.0f} %"),
-        ("best INT8, share of its bound", lambda r: f"{100 * r.bound('int8 gemm') / best(r, INT8):.0f} %"),
-        ("**best INT8 against best float32**", lambda r: f"{best(r, FLOAT) / best(r, INT8):.2f}x"),
-        ("**eager, deploy against train form**", lambda r: f"{best(r, ['train']) / best(r, ['deploy']):.2f}x"),
-        ("the same by medians, 95 % interval", lambda r: str(r.measurement.ratio("train", "deploy"))),
+        *((label, cell) for label, needed, cell in about if all(set(group) & set(measured) for group in needed)),
     ]
 
 

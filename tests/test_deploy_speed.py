@@ -1,0 +1,76 @@
+"""The measurements of the deployment page: what they derive from times, and that they run."""
+
+import json
+
+import pytest
+import timm
+import torch
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("openvino")
+pytest.importorskip("nncf")
+
+from rdpnet_timm.bench.timing import Measurement
+from rdpnet_timm.deploy import accuracy, speed
+from rdpnet_timm.train.data import Images, read_data
+
+GEMM_MACS = 768**3
+
+
+def result(**times):
+    samples = {name.replace("_gemm", " gemm"): [time, time] for name, time in times.items()}
+    return speed.Result("rdpnet_100", 1, 281_000_000, Measurement(samples, 2, 0, 0))
+
+
+def row(text, label):
+    return next(line for line in text.splitlines() if label in line).split("|")[2].strip()
+
+
+def test_bounds_and_shares_follow_from_the_times():
+    # a product of 768^3 MACs in 10 ms is 45.3 GMAC/s, at which 281 M MACs take 6.203 ms
+    measured = result(onnx=8.0, openvino=7.0, onnx_int8=4.0, openvino_int8=2.0, train=30.0, deploy=15.0,
+                      sgemm=10.0, int8_gemm=2.5)  # fmt: skip
+    text = speed._report([measured], [])
+    assert row(text, "| sgemm, GMAC/s") == f"{GEMM_MACS / 10 / 1e6:.0f}" == "45"
+    assert row(text, "bound by sgemm") == "6.20"
+    assert row(text, "best float32, share") == f"{6.2033 / 7.0:.0%}".replace("%", " %")
+    assert row(text, "best INT8, share") == f"{6.2033 / 4 / 2.0:.0%}".replace("%", " %")
+    assert row(text, "best INT8 against best float32") == "3.50x"
+    assert row(text, "deploy against train form") == "2.00x"
+
+
+def test_rows_about_contestants_that_were_skipped_are_left_out():
+    text = speed._report([result(onnx=8.0, sgemm=10.0, int8_gemm=2.5)], [])
+    assert "share of its bound" in text and "ONNX Runtime float32" in text
+    assert "INT8 against" not in text and "train form" not in text and "OpenVINO" not in text
+
+
+@pytest.mark.slow
+def test_a_width_is_measured_and_written(tmp_path):
+    skipped = ("train", "deploy", "channels_last", "compile", "pt2e")
+    (measured,) = speed.run(tmp_path, ["025"], [1], rounds=2, skip=skipped, borders=False)
+    assert {"onnx", "openvino", "onnx_int8", "openvino_int8", "openvino_qdq", "sgemm"} <= set(
+        measured.measurement.samples
+    )
+    written = json.loads((tmp_path / "speed.json").read_text())
+    (title, by_contestant), text = written["operators"][0], (tmp_path / "speed.md").read_text()
+    assert title == "rdpnet_025, 1 thread" and "Conv depthwise" in by_contestant["onnx"]
+    assert "best INT8 against best float32" in text
+
+
+@pytest.mark.slow
+def test_accuracies_are_those_of_the_model(tmp_path):
+    train, test = read_data("digits")
+    few = Images(test.pixels[:60], test.labels[:60], test.classes)
+    model = timm.create_model("rdpnet_025_cifar.digits", pretrained=True).eval()
+    mean, std = (torch.tensor(model.pretrained_cfg[name]).reshape(1, 3, 1, 1) for name in ("mean", "std"))
+    with torch.no_grad():
+        predicted = model((few.pixels.permute(0, 3, 1, 2) / 255 - mean) / std).argmax(1)
+    truth = 100 * (predicted == few.labels).double().mean().item()
+
+    rows = accuracy.evaluate(model, train, few, calibration_images=100)
+    exact = [each for each in rows if each.weights == "float32"]
+    assert len(exact) == 1 + 3 * 2  # PyTorch; two runtimes, plain and equalised in two ways
+    assert all(each.accuracy == pytest.approx(truth) and each.agreement == 100 for each in exact)
+    by_layer = {each.equalized: each.agreement for each in rows if each.weights == "INT8 by layer"}
+    assert by_layer["no"] < 50 < 90 < by_layer["weights"]  # what equalisation is for
