@@ -145,7 +145,7 @@ def _write(deployed: nn.Module, x: Tensor, folder: Path) -> Dict[str, Path]:
     to_onnx(deployed, x, paths["onnx"])
     to_openvino(deployed, x, paths["openvino"])
     quantize_onnx(paths["onnx"], paths["onnx_int8"], images)
-    quantize_openvino(paths["openvino"], paths["openvino_int8"], images, fast_bias_correction=False)
+    quantize_openvino(paths["openvino"], paths["openvino_int8"], images)
     if openvino_has_bfloat16():
         paths["openvino_bf16"] = paths["openvino"]
     return {**paths, "openvino_qdq": paths["onnx_int8"]}
