@@ -2,7 +2,7 @@
 _base_ = "../small/deeplabv3plus_rdpnet075_small.py"
 data_root = "{{$CAMVID:data/camvid}}"
 void = 11
-max_iters = 400
+max_iters = 1500
 classes = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist")
 palette = [
     [128, 128, 128],
@@ -55,6 +55,7 @@ test_dataloader = val_dataloader
 val_evaluator = dict(ignore_index=void)
 test_evaluator = val_evaluator
 
+optim_wrapper = dict(optimizer=dict(lr=2e-3))
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.1, by_epoch=False, begin=0, end=50),

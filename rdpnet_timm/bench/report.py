@@ -103,12 +103,14 @@ def markdown(result: Result, details: bool = True, ties: bool = True) -> str:
         parts.append("**A quick run, to see that everything works: its times are not to be quoted.**")
     if not result["complete"]:
         parts.append("**Unfinished, or interrupted: what is here was measured, the rest is missing.**")
-    by_comparison: Dict[str, List[Dict[str, Any]]] = {}
-    for row in rows(result):
-        by_comparison.setdefault(row["comparison"], []).append(row)
     sweeps = [run for run in result["runs"] if any(one.get("x") for one in run["contestants"].values())]
-    for title, group in by_comparison.items():
-        parts += [f"#### {title}"] if len(by_comparison) > 1 else []
+    many_threads = not sweeps and len({run["threads"] for run in result["runs"]}) > 1
+    groups: Dict[str, List[Dict[str, Any]]] = {}  # by heading
+    for row in rows(result):
+        threads = f", {row['threads']} thread{'s' * (row['threads'] > 1)}" if many_threads else ""
+        groups.setdefault(f"{row['comparison']}{threads}", []).append(row)
+    for title, group in groups.items():
+        parts += [f"#### {title}"] if len(groups) > 1 else []
         parts.append(
             _sweep([run for run in sweeps if run["comparison"] == title]) if sweeps else _summary(result, group)
         )
@@ -121,8 +123,8 @@ def markdown(result: Result, details: bool = True, ties: bool = True) -> str:
     )
     parts += [text for text in (_paper_note(result), result["note"]) if text]
     parts += _warnings(result, ties)
-    if details and by_comparison:
-        every = [row for group in by_comparison.values() for row in group]
+    if details and groups:
+        every = [row for group in groups.values() for row in group]
         parts.append(f"<details><summary>Every figure</summary>\n\n{_table(every[0], every)}\n\n</details>")
     return "\n\n".join(parts) + "\n"
 
@@ -138,18 +140,16 @@ def _conditions(result: Result) -> str:
 
 
 def _summary(result: Result, group: Sequence[Mapping[str, Any]]) -> str:
-    """A line per network; a column per backend, form and number of threads."""
+    """A line per network; a column per backend and form."""
     table = TABLES.get(result["table"])
     paper = table.paper if table else None
     reference = next(row["network"] for row in group if row["verdict"] == "reference")
-    many_threads = len({row["threads"] for row in group}) > 1
     columns: Dict[Any, str] = {}
-    for row in sorted(group, key=lambda row: (_order(result, row["backend"]), row["threads"])):
+    for row in sorted(group, key=lambda row: _order(result, row["backend"])):
         has_many_forms = len({each["form"] for each in group if each["backend"] == row["backend"]}) > 1
         heading = row["backend"] + (f", {row['form']}" if has_many_forms else "")
-        heading += f", {row['threads']} threads" if many_threads else ""
-        columns.setdefault((row["backend"], row["threads"], row["form"]), heading)
-    cells = {(row["network"], row["backend"], row["threads"], row["form"]): row for row in group}
+        columns.setdefault((row["backend"], row["form"]), heading)
+    cells = {(row["network"], row["backend"], row["form"]): row for row in group}
     lines = []
     for network in dict.fromkeys(row["network"] for row in group):
         own = [row for row in group if row["network"] == network]
