@@ -52,13 +52,17 @@ def pareto_front(points: Mapping[str, Tuple[float, float]]) -> List[str]:
 
 
 def _panels(pyplot: Any, lines: Sequence[Row], height: float) -> Tuple[Any, Dict[Tuple[str, int], Any]]:
-    """A figure with one panel per backend and number of threads."""
-    keys = list(dict.fromkeys((row["backend"], row["threads"]) for row in lines))
-    figure, axes = pyplot.subplots(1, len(keys), figsize=(5.2 * len(keys), height), squeeze=False, layout="constrained")
-    for (backend, threads), axis in zip(keys, axes[0]):
-        axis.set_title(describe_run({"backend": backend, "threads": threads}), fontsize=10)
-        axis.grid(alpha=0.3)
-    return figure, dict(zip(keys, axes[0]))
+    """A figure with a column of panels per backend and a row per number of threads."""
+    backends, threads = (list(dict.fromkeys(row[key] for row in lines)) for key in ("backend", "threads"))
+    size = (5.2 * len(backends), height * len(threads))
+    figure, axes = pyplot.subplots(len(threads), len(backends), figsize=size, squeeze=False, layout="constrained")
+    panels = {}
+    for number, line_of_axes in zip(threads, axes):
+        for backend, axis in zip(backends, line_of_axes):
+            axis.set_title(describe_run({"backend": backend, "threads": number}), fontsize=10)
+            axis.grid(alpha=0.3)
+            panels[backend, number] = axis
+    return figure, panels
 
 
 def _accuracy_figure(pyplot: Any, lines: Sequence[Row], accuracy: Mapping[str, float]) -> Any:

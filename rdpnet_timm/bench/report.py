@@ -280,12 +280,13 @@ def splice(document: str, results: Mapping[str, str]) -> str:
 
 def _update(directory: Path, document: Path) -> None:
     """Put the results in ``directory`` into ``document``, and their pictures into the folder ``images`` beside it."""
+    from .plots import draw  # which reads results as this module gives them
+
     results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(directory.glob("*.json"))}
     bodies = {name: markdown(result, details=False, ties=False) for name, result in results.items()}
     tables = {name: body.split("\n\n", 1)[1] for name, body in bodies.items()}  # the document has its own headings
     for name in tables:
-        picture = directory / f"{name}.png"
-        if picture.exists():
+        for picture in draw(results[name], directory):
             shutil.copyfile(picture, document.parent / "images" / f"bench_{name}.png")
             tables[name] = f"![{results[name]['title']}](images/bench_{name}.png)\n\n{tables[name]}"
     document.write_text(splice(document.read_text(encoding="utf-8"), tables), encoding="utf-8")
