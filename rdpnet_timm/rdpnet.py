@@ -303,16 +303,22 @@ def _cifar_cfg(**kwargs: Any) -> Dict[str, Any]:
     return _cfg(**{**cifar, **kwargs})
 
 
+def _weights_cfgs() -> Dict[str, Dict[str, Any]]:
+    """The weights that come with the package; those of CIFAR-10 stand for a bare name too, others by their tag alone."""
+    cfgs = {name: _cifar_cfg(file=str(weights.FOLDER / f"{name}.safetensors")) for name in weights.names()}
+    return {f"{name}*" if name.endswith(".c10_jpeg") else name: cfg for name, cfg in cfgs.items()}
+
+
 default_cfgs = generate_default_cfgs(
     {
-        **{name: _cifar_cfg(file=str(weights.FOLDER / f"{name}.safetensors")) for name in weights.names()},
+        **_weights_cfgs(),
         "rdpnet_025.untrained": _cfg(),
         "rdpnet_050.untrained": _cfg(),
         "rdpnet_075.untrained": _cfg(),
         "rdpnet_100.untrained": _cfg(),
         "rdpnet_125.untrained": _cfg(),
         "rdpnet_150.untrained": _cfg(),
-        "rdpnet_025_cifar.untrained*": _cifar_cfg(),  # by default no weights rather than those of digits
+        "rdpnet_025_cifar.untrained": _cifar_cfg(),
         "rdpnet_050_cifar.untrained": _cifar_cfg(),
         "rdpnet_075_cifar.untrained": _cifar_cfg(),
         "rdpnet_100_cifar.untrained": _cifar_cfg(),

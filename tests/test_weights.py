@@ -13,7 +13,7 @@ import rdpnet_timm
 from rdpnet_timm import weights
 
 NAMES = weights.names()
-DIGITS = "rdpnet_025_cifar.digits"
+CIFAR, DIGITS = "rdpnet_025_cifar.c10_jpeg", "rdpnet_025_cifar.digits"
 
 
 @pytest.fixture(autouse=True)
@@ -52,10 +52,14 @@ def test_the_model_has_the_cards_classes_and_the_files_weights(name):
         assert torch.equal(model.state_dict()[key], tensor.to(model.state_dict()[key].dtype)), key
 
 
-def test_the_bare_name_does_not_stand_for_weights_of_digits():
-    with pytest.raises(RuntimeError, match="no pretrained weights for rdpnet_025_cifar"):
-        timm.create_model("rdpnet_025_cifar", pretrained=True)
-    assert timm.create_model("rdpnet_025_cifar").pretrained_cfg["tag"] == "untrained"
+def test_the_bare_name_stands_for_the_weights_of_cifar():
+    model = timm.create_model("rdpnet_025_cifar", pretrained=True)
+    assert model.pretrained_cfg["tag"] == "c10_jpeg"
+    assert model.pretrained_cfg["mean"] == pytest.approx((0.4914, 0.4822, 0.4465))
+    for key, tensor in load_file(weights.FOLDER / f"{CIFAR}.safetensors").items():
+        assert torch.equal(model.state_dict()[key], tensor.to(model.state_dict()[key].dtype)), key
+    with pytest.raises(RuntimeError, match="no pretrained weights for rdpnet_050_cifar"):
+        timm.create_model("rdpnet_050_cifar", pretrained=True)
 
 
 def test_the_shipped_weights_reach_the_accuracy_on_their_card_in_both_forms():
