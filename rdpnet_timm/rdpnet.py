@@ -304,7 +304,7 @@ def _cifar_cfg(**kwargs: Any) -> Dict[str, Any]:
 
 
 def _weights_cfgs() -> Dict[str, Dict[str, Any]]:
-    """The weights that come with the package; those of CIFAR-10 stand for a bare name too, others by their tag alone."""
+    """Weights that come with the package; CIFAR-10's stand for a bare name too, others for their tag alone."""
     cfgs = {name: _cifar_cfg(file=str(weights.FOLDER / f"{name}.safetensors")) for name in weights.names()}
     return {f"{name}*" if name.endswith(".c10_jpeg") else name: cfg for name, cfg in cfgs.items()}
 

@@ -212,12 +212,15 @@ def test_peak_memory_is_that_of_the_tensors_alive_together():
     assert training.peak_memory(step) == 10_000_000
 
 
-def test_a_training_step_moves_the_weights():
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.LazyLinear(2))
-    model(torch.zeros(1, 3, 8, 8))
-    before = model[0].weight.clone()
-    training.training_step(model, 2, (3, 8, 8))()
-    assert not torch.equal(model[0].weight, before)
+def test_a_training_step_does_all_of_its_work_and_can_be_repeated():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.LazyLinear(2))
+    model(torch.randn(2, 3, 8, 8))
+    before, steps = model[0].weight.clone(), model[1].num_batches_tracked.item()
+    step = training.training_step(model, 2, (3, 8, 8))
+    step(), step()
+    assert model[1].num_batches_tracked.item() == steps + 2
+    assert all(parameter.grad.abs().max() > 0 for parameter in (model[0].weight, model[3].weight))
+    assert torch.equal(model[0].weight, before)  # the batch is not learnt
 
 
 # What comes out

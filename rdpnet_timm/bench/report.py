@@ -145,7 +145,8 @@ def _summary(result: Result, group: Sequence[Mapping[str, Any]]) -> str:
     paper = table.paper if table else None
     reference = next(row["network"] for row in group if row["verdict"] == "reference")
     columns: Dict[Any, str] = {}
-    for row in sorted(group, key=lambda row: _order(result, row["backend"])):
+    forms = list(table.forms) if table else [row["form"] for row in group]
+    for row in sorted(group, key=lambda row: (_order(result, row["backend"]), forms.index(row["form"]))):
         has_many_forms = len({each["form"] for each in group if each["backend"] == row["backend"]}) > 1
         heading = row["backend"] + (f", {row['form']}" if has_many_forms else "")
         columns.setdefault((row["backend"], row["form"]), heading)
