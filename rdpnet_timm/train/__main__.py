@@ -34,6 +34,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 def _add_run(subcommands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = subcommands.add_parser("run", help="train one model, from where it was stopped")
     _add_data(parser)
+    parser.add_argument("--data-name", help="what card and picture call the data (default: the name of its folder)")
     parser.add_argument("--output", required=True, type=Path, help="folder for checkpoint, log, weights and their card")
     parser.add_argument("--model", default="rdpnet_025_cifar", help="a timm model (default: %(default)s)")
     parser.add_argument("--model-args", nargs="*", default={}, action=ParseKwargs, metavar="NAME=VALUE")
@@ -61,8 +62,9 @@ def _run(args: argparse.Namespace) -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     with progress_bar(f"{args.model}, seed {args.seed}") as report:
         result = train(run, data, args.output, report)
-    card = release(result, run, data[1], args.output / "weights.safetensors", args.data)
-    plot_history(result.history, args.output / "training.png", f"{args.model} on {args.data}")
+    data_name = args.data_name or Path(args.data).resolve().name
+    card = release(result, run, data[1], args.output / "weights.safetensors", data_name)
+    plot_history(result.history, args.output / "training.png", f"{args.model} on {data_name}")
     print(f"train form {card['accuracy_train_form']:.2f} %, deploy form {card['accuracy_deploy_form']:.2f} % of")
     print(f"{card['test_images']} test images, in {card['seconds']} s; {args.output}/weights.safetensors")
 

@@ -51,6 +51,7 @@ def release(result: Result, run: Run, test: Images, path: Path, data: str) -> Di
         training_images=result.training_images,
         recipe=asdict(run.recipe),
         epochs=run.recipe.epochs,
+        amp=run.amp,
         seed=run.seed,
         test_images=len(test),
         accuracy_train_form=found[0].accuracy,

@@ -72,7 +72,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run: the model in train form, its test results in both forms, the lines of ``log.jsonl``."""
+    """A finished run: the model in train form, its test results in both forms (float32), the lines of ``log.jsonl``."""
 
     model: nn.Module
     train_form: Evaluation
@@ -222,13 +222,7 @@ def train(
                 raise SystemExit(128 + stopped[0])
 
     model = ema.module if ema is not None else model
-    return Result(
-        model,
-        evaluate(model, test, amp=run.amp),
-        evaluate(reparameterize(model), test, amp=run.amp),
-        history,
-        len(training),
-    )
+    return Result(model, evaluate(model, test), evaluate(reparameterize(model), test), history, len(training))
 
 
 def _mixed(*numbers: int) -> int:
