@@ -66,6 +66,7 @@ def quantize_openvino(source: Path, target: Path, images: np.ndarray, fast_bias_
     """
     openvino = require("openvino", "INT8 in OpenVINO")
     nncf = require("nncf", "INT8 in OpenVINO")
+    ranges = nncf.quantization.range_estimator.RangeEstimatorParametersSet
     with _quiet():
         model = fold_constants(openvino.Core().read_model(source))
         quantized = nncf.quantize(
@@ -74,7 +75,10 @@ def quantize_openvino(source: Path, target: Path, images: np.ndarray, fast_bias_
             preset=nncf.QuantizationPreset.PERFORMANCE,  # symmetric: zero points cost time, and ReLU needs none
             subset_size=len(images),
             advanced_parameters=nncf.AdvancedQuantizationParameters(
-                disable_bias_correction=not fast_bias_correction, smooth_quant_alphas=_no_smooth_quant(nncf)
+                disable_bias_correction=not fast_bias_correction,
+                # NNCF's own choice, the mean of each image's largest value, cuts off what most images have
+                activations_range_estimator_params=ranges.MINMAX,
+                smooth_quant_alphas=_no_smooth_quant(nncf),
             ),
         )
         openvino.save_model(quantized, target, compress_to_fp16=False)
