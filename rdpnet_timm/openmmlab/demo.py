@@ -42,20 +42,19 @@ def run(output: Path) -> None:
     if not devkit.exists():
         print(f"drawing a sample data set into {make_sample_voc(output)}", flush=True)
     scores: Dict[str, float] = {}
-    for package, config, metric, folder in (
-        ("mmdet", DETECTOR, "pascal_voc/mAP", output / "detector"),
-        ("mmsegmentation", SEGMENTOR, "mIoU", output / "segmentor"),
+    for package, config, metric, whole, folder in (
+        ("mmdet", DETECTOR, "pascal_voc/mAP", 1, output / "detector"),
+        ("mmsegmentation", SEGMENTOR, "mIoU", 100, output / "segmentor"),  # which reports per cent
     ):
-        start = time.monotonic()
+        start, name = time.monotonic(), metric.split("/")[-1]
         _train(package, config, folder, devkit)
-        scores[metric.split("/")[-1]] = _last(folder, metric)
-        print(f"{package}: {metric.split('/')[-1]} {_last(folder, metric):.3f}, {time.monotonic() - start:.0f} s")
+        scores[name] = _last(folder, metric) / whole
+        print(f"{package}: {name} {scores[name]:.3f}, {time.monotonic() - start:.0f} s")
     os.environ["VOCDEVKIT"] = str(devkit)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # OpenMMLab's packages of one another's deprecations
         draw_detections(DETECTOR, _checkpoint(output / "detector"), devkit / "VOC2007", output / "detections.png")
         draw_masks(SEGMENTOR, _checkpoint(output / "segmentor"), devkit / "VOC2012", output / "masks.png")
-    scores["mIoU"] /= 100  # mmsegmentation reports per cent, mmdet a fraction
     (output / "openmmlab.json").write_text(json.dumps(scores, indent=2) + "\n")
     print(f"mAP {scores['mAP']:.3f}, mIoU {scores['mIoU']:.3f}; pictures: {output}/detections.png, {output}/masks.png")
 
