@@ -10,6 +10,7 @@ pytest.importorskip("mmseg")
 
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
 
 from rdpnet_timm.openmmlab.runner import DataCheckingRunner
 from rdpnet_timm.sample_voc import make_sample_voc
@@ -89,15 +90,16 @@ def test_the_augmented_set_is_added_to_the_training_pictures() -> None:
     assert [part.data_prefix.seg_map_path for part in parts] == ["SegmentationClass", "SegmentationClassAug"]
 
 
+@pytest.mark.parametrize("runner", [DataCheckingRunner, Runner])  # mmsegmentation's test.py calls the latter
 @pytest.mark.parametrize("name", ["faster_rcnn_rdpnet_voc.py", "deeplabv3plus_rdpnet_voc.py"])
 def test_missing_data_is_told_first_with_path_layout_and_way_out(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, runner: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VOCDEVKIT", str(tmp_path / "nowhere"))
     cfg = Config.fromfile(FOLDER / name)
     cfg.work_dir = str(tmp_path / "work")
     with pytest.raises(FileNotFoundError) as error:
-        DataCheckingRunner.from_cfg(cfg)
+        runner.from_cfg(cfg)
     for told in (str(tmp_path / "nowhere"), "VOCdevkit/VOC2012/{JPEGImages", "VOCDEVKIT=", "rdpnet sample-voc"):
         assert told in str(error.value)
     assert not (tmp_path / "work").exists()

@@ -16,6 +16,7 @@ from . import compat
 compat.provide_mmcv_ext()
 compat.allow_checkpoint_types()
 compat.allow_distributed_cpu()
+compat.respect_runner_type()
 
 from .backbone import RDPNet  # noqa: E402
 from .hook import ReparameterizeHook  # noqa: E402

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["allow_checkpoint_types", "allow_distributed_cpu", "provide_mmcv_ext"]
+__all__ = ["allow_checkpoint_types", "allow_distributed_cpu", "provide_mmcv_ext", "respect_runner_type"]
 
 
 def provide_mmcv_ext() -> None:
@@ -95,3 +95,20 @@ def allow_distributed_cpu() -> None:
 
     dist._init_dist_pytorch = init_dist_on_cpu
     MMDistributedDataParallel.__init__ = init_model_on_cpu
+
+
+def respect_runner_type() -> None:
+    """Let ``Runner.from_cfg`` build the runner that the config names: mmsegmentation's test.py does not look."""
+    from mmengine.registry import RUNNERS
+    from mmengine.runner import Runner
+
+    plain = Runner.from_cfg.__func__
+    if hasattr(plain, "__wrapped__"):
+        return
+
+    @wraps(plain)
+    def from_cfg(cls: Any, cfg: Any) -> Any:
+        named = RUNNERS.get(cfg["runner_type"]) if cls is Runner and cfg.get("runner_type") else None
+        return plain(cls, cfg) if named in (None, Runner) else named.from_cfg(cfg)
+
+    Runner.from_cfg = classmethod(from_cfg)
