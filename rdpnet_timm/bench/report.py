@@ -53,7 +53,11 @@ def _append(result: Result, measurement: Measurement, facts: Dict[str, Any]) -> 
 
 def describe_run(run: Mapping[str, Any]) -> str:
     """Backend and threads, as a heading says them."""
-    return f"{run['backend']}, {run['threads']} thread{'s' if run['threads'] != 1 else ''}"
+    return f"{run['backend']}, {_threads(run)}"
+
+
+def _threads(run: Mapping[str, Any]) -> str:
+    return f"{run['threads']} thread{'s' if run['threads'] != 1 else ''}"
 
 
 def rows(result: Result) -> Iterator[Dict[str, Any]]:
@@ -107,7 +111,7 @@ def markdown(result: Result, details: bool = True, ties: bool = True) -> str:
     many_threads = not sweeps and len({run["threads"] for run in result["runs"]}) > 1
     groups: Dict[str, List[Dict[str, Any]]] = {}  # by heading
     for row in rows(result):
-        threads = f", {row['threads']} thread{'s' * (row['threads'] > 1)}" if many_threads else ""
+        threads = f", {_threads(row)}" if many_threads else ""
         groups.setdefault(f"{row['comparison']}{threads}", []).append(row)
     for title, group in groups.items():
         parts += [f"#### {title}"] if len(groups) > 1 else []
