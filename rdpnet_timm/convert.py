@@ -1,11 +1,12 @@
-"""From the train form to the deploy form: a model in memory, a checkpoint on disk."""
+"""From the train form to the deploy form: any model in memory whose blocks know how."""
 
+import inspect
 from copy import deepcopy
+from typing import Callable, Optional
 
-from timm.utils import reparameterize_model
 from torch import nn
 
-__all__ = ["reparameterize"]
+__all__ = ["deploy_method", "reparameterize"]
 
 
 def reparameterize(model: nn.Module, inplace: bool = False) -> nn.Module:
@@ -22,8 +23,36 @@ def reparameterize(model: nn.Module, inplace: bool = False) -> nn.Module:
     Returns:
         The deploy form, with the dtype, device, memory format and training flag of ``model``.
     """
-    if not inplace:
-        model = deepcopy(model)
-    if callable(getattr(model, "reparameterize", None)):
-        model.reparameterize()
-    return reparameterize_model(model, inplace=True)
+    return _merged(model if inplace else deepcopy(model))
+
+
+def deploy_method(module: nn.Module) -> Optional[Callable[[], Optional[nn.Module]]]:
+    """The method by which a module changes to its deploy form; None where it has none.
+
+    A method that cannot be called without arguments is another one: the ``fuse`` of mmdet's FPG neck adds up feature
+    maps. So is the ``reparameterize`` of mmpretrain's blocks, beside ``switch_to_deploy``: it returns a kernel.
+    """
+    for name in ("fuse", "switch_to_deploy", "reparameterize"):
+        method = getattr(module, name, None)
+        if callable(method) and _takes_no_arguments(method):
+            return method
+    return None
+
+
+def _takes_no_arguments(method: Callable[..., object]) -> bool:
+    try:
+        inspect.signature(method).bind()
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _merged(module: nn.Module) -> nn.Module:
+    """``module`` in its deploy form, itself or what its ``fuse()`` returns in its place."""
+    method = deploy_method(module)
+    if method is not None:
+        merged = method()
+        module = merged if isinstance(merged, nn.Module) else module
+    for name, child in module.named_children():
+        setattr(module, name, _merged(child))
+    return module

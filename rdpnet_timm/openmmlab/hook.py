@@ -10,7 +10,7 @@ from mmengine.registry import HOOKS
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..convert import reparameterize
+from ..convert import deploy_method, reparameterize
 from ..verify import evaluating, verify
 
 __all__ = ["ReparameterizeHook"]
@@ -160,7 +160,7 @@ def converted_parts(model: nn.Module, deployed: nn.Module) -> List[str]:
     parts: Dict[str, List[str]] = {}
     after = dict(deployed.named_modules())
     for name, module in model.named_modules():
-        if any(callable(getattr(module, method, None)) for method in ("reparameterize", "fuse", "switch_to_deploy")):
+        if deploy_method(module) is not None:
             path = name.split(".") if name else []
             merged = after.get(name)
             if merged is None or not _same_state(module, merged):
