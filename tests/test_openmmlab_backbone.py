@@ -107,6 +107,65 @@ def test_a_missing_checkpoint_is_named() -> None:
         backbone.init_weights()
 
 
+@pytest.mark.parametrize("init_cfg", [dict(type="Pretrained"), [dict(type="Pretrained", checkpoint=None)]], ids=str)
+@pytest.mark.parametrize(
+    "build", [RDPNet, lambda **kwargs: TimmBackbone("rdpnet_025", **kwargs)], ids=["RDPNet", "timm"]
+)
+def test_pretrained_without_a_checkpoint_says_what_to_add(build: Any, init_cfg: Any) -> None:
+    backbone = build(init_cfg=init_cfg)
+    with pytest.raises(ValueError, match=r"names no checkpoint: add checkpoint='FILE'"):
+        backbone.init_weights()
+
+
+@pytest.mark.parametrize(
+    "build", [RDPNet, lambda **kwargs: TimmBackbone("rdpnet_025", **kwargs)], ids=["RDPNet", "timm"]
+)
+def test_an_init_cfg_that_is_not_pretrained_is_obeyed(build: Any) -> None:
+    constant = dict(type="Constant", layer="Conv2d", val=0.25)
+    backbone = build(init_cfg=[constant, dict(type="Constant", layer="BatchNorm2d", val=2.0, bias=3.0)])
+    backbone.init_weights()
+    convs = [module for module in backbone.modules() if isinstance(module, nn.Conv2d)]
+    norms = [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert convs and all((conv.weight == 0.25).all() for conv in convs)
+    assert norms and all((norm.weight == 2).all() and (norm.bias == 3).all() for norm in norms)
+
+
+def test_pretrained_weights_come_after_every_other_initialisation(tmp_path: Path) -> None:
+    model = train_checkpoint(tmp_path / "best.pth.tar")
+    pretrained = dict(type="Pretrained", checkpoint=str(tmp_path / "best.pth.tar"))
+    backbone = RDPNet(0.25, init_cfg=[pretrained, dict(type="Constant", layer="Conv2d", val=0.25)])
+    backbone.init_weights()
+    expected = model.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in backbone.state_dict().items())
+
+
+@pytest.mark.parametrize("init_cfg", [None, dict(type="Kaiming", layer="Conv2d")], ids=str)
+@pytest.mark.parametrize(
+    "build", [RDPNet, lambda **kwargs: TimmBackbone("rdpnet_025", **kwargs)], ids=["RDPNet", "timm"]
+)
+def test_a_second_initialisation_changes_nothing(build: Any, init_cfg: Any) -> None:
+    backbone = build(init_cfg=init_cfg)
+    assert not backbone.is_init
+    backbone.init_weights()
+    assert backbone.is_init
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    backbone.init_weights()
+    assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
+    assert backbone.init_cfg == init_cfg
+
+
+def test_what_could_not_be_loaded_is_loaded_by_the_next_call(tmp_path: Path) -> None:
+    path = tmp_path / "best.pth.tar"
+    backbone = RDPNet(0.25, init_cfg=dict(type="Pretrained", checkpoint=str(path)))
+    with pytest.raises(FileNotFoundError):
+        backbone.init_weights()
+    assert not backbone.is_init
+    model = train_checkpoint(path)
+    backbone.init_weights()
+    expected = model.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in backbone.state_dict().items())
+
+
 def test_a_backbone_taken_out_of_a_detector_goes_back_into_timm(tmp_path: Path) -> None:
     detector = nn.ModuleDict({"backbone": randomised(RDPNet(0.25, out_indices=(4,))), "neck": nn.Conv2d(3, 3, 1)})
     model = timm.create_model("rdpnet_025", num_classes=0)

@@ -1,5 +1,6 @@
 """RDPNet as an OpenMMLab backbone: the timm model, with the arguments that mm users expect."""
 
+from copy import deepcopy
 from functools import partial
 from typing import Any, Dict, Optional, Sequence, Tuple
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..rdpnet import RDPNet as TimmRDPNet
-from .checkpoint import load_pretrained
+from .checkpoint import init_weights
 
 __all__ = ["RDPNet"]
 
@@ -75,7 +76,7 @@ class RDPNet(TimmRDPNet, BaseModule):
             output_stride=output_stride,
             norm_layer=partial(_build_norm, norm_cfg),
         )
-        self.init_cfg: Any = init_cfg
+        self.init_cfg: Any = deepcopy(init_cfg)
         self.out_indices = out_indices
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
@@ -89,24 +90,14 @@ class RDPNet(TimmRDPNet, BaseModule):
         return tuple(self.forward_intermediates(x, list(self.out_indices), stop_early=True, intermediates_only=True))
 
     def init_weights(self) -> None:
-        """Initialise as ``init_cfg`` says; a pretrained one is read by :func:`load_pretrained`.
+        """Initialise as ``init_cfg`` says, once; see :func:`rdpnet_timm.openmmlab.checkpoint.init_weights`.
 
         Raises:
             FileNotFoundError: there is no such checkpoint.
             RuntimeError: the checkpoint is that of another width or another network.
+            ValueError: ``init_cfg`` is of the type Pretrained and names no checkpoint.
         """
-        if self.is_init:
-            return
-        init_cfg = self.init_cfg
-        init_cfgs = init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg] if init_cfg else []
-        pretrained = [cfg for cfg in init_cfgs if cfg["type"] == "Pretrained"]
-        try:
-            self.init_cfg = [cfg for cfg in init_cfgs if cfg not in pretrained]
-            super().init_weights()
-        finally:
-            self.init_cfg = init_cfg
-        for cfg in pretrained:
-            load_pretrained(self, cfg["checkpoint"], cfg.get("prefix"))
+        init_weights(self, self)
 
     def train(self, mode: bool = True) -> "RDPNet":
         """Set the mode; frozen stages, and with ``norm_eval`` all batch norms, stay in evaluation mode."""

@@ -1,13 +1,51 @@
-"""Pretrained weights for a backbone, from timm's checkpoints and from mmengine's."""
+"""The first weights of a backbone: as ``init_cfg`` says, pretrained ones from timm's checkpoints and mmengine's."""
 
 from typing import Any, Dict, Optional
 
 from mmengine.logging import print_log
+from mmengine.model import BaseModule, PretrainedInit
 from mmengine.runner import CheckpointLoader
 from timm.models import clean_state_dict, load_state_dict
 from torch import nn
 
-__all__ = ["load_pretrained"]
+__all__ = ["init_weights", "load_pretrained"]
+
+
+def init_weights(module: BaseModule, network: nn.Module) -> None:
+    """Initialise a backbone as its ``init_cfg`` says; what that does not name stays as the constructor left it.
+
+    It is mmengine's own initialisation but for ``Pretrained``, which :func:`load_pretrained` reads. As there,
+    pretrained weights come last, and a second call changes nothing.
+
+    Args:
+        module: the backbone.
+        network: the part of it that pretrained weights are for.
+
+    Raises:
+        FileNotFoundError: there is no such checkpoint.
+        RuntimeError: weights are missing or of other shapes.
+        ValueError: a pretrained ``init_cfg`` names no checkpoint.
+    """
+    init_cfg = module.init_cfg
+    configs = [init_cfg] if isinstance(init_cfg, dict) else list(init_cfg or [])
+    pretrained = [config for config in configs if config.get("type") in ("Pretrained", PretrainedInit)]
+    for config in pretrained:
+        if not config.get("checkpoint"):
+            raise ValueError(
+                f"init_cfg={config} of {type(module).__name__} names no checkpoint: add checkpoint='FILE', such as the "
+                "model_best.pth.tar of timm's train.py, or leave init_cfg out"
+            )
+    was_initialised = module.is_init
+    try:
+        module.init_cfg = [config for config in configs if config not in pretrained]
+        BaseModule.init_weights(module)
+        if not was_initialised:
+            module.is_init = False  # until the last weight is in
+            for config in pretrained:
+                load_pretrained(network, config["checkpoint"], config.get("prefix"))
+            module.is_init = True
+    finally:
+        module.init_cfg = init_cfg
 
 
 def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: Optional[str] = None) -> None:

@@ -1,7 +1,7 @@
 """Any timm model as an OpenMMLab backbone: the peers of the paper's Tables 6 and 7 in the same two frameworks."""
 
 from functools import partial
-from typing import Any, Dict, Optional, Sequence, Tuple
+from typing import Any, Optional, Sequence, Tuple
 
 import timm
 from mmengine.model import BaseModule
@@ -10,7 +10,7 @@ from timm.models import mobilenetv3
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .checkpoint import load_pretrained
+from .checkpoint import init_weights
 
 __all__ = ["TimmBackbone"]
 
@@ -25,7 +25,8 @@ class TimmBackbone(BaseModule):
         output_stride: stride of the last map, where the model has one to give.
         pretrained: timm's weights, downloaded; ``init_cfg`` loads a checkpoint instead.
         norm_eval: keep batch norms in evaluation mode while training.
-        init_cfg: mmengine's initialisation; ``Pretrained`` takes checkpoints of timm's train.py.
+        init_cfg: mmengine's initialisation; ``Pretrained`` takes checkpoints of timm's train.py. Without one, the
+            weights stay as timm initialises them.
         **kwargs: further arguments of ``timm.create_model``; MobileNetV3 takes a ``channel_multiplier``.
     """
 
@@ -36,7 +37,7 @@ class TimmBackbone(BaseModule):
         output_stride: Optional[int] = None,
         pretrained: bool = False,
         norm_eval: bool = False,
-        init_cfg: Optional[Dict[str, Any]] = None,
+        init_cfg: Any = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(init_cfg)
@@ -55,11 +56,8 @@ class TimmBackbone(BaseModule):
         return tuple(self.timm_model(x))
 
     def init_weights(self) -> None:
-        """Initialise as ``init_cfg`` says; see :func:`load_pretrained`."""
-        if self.init_cfg and self.init_cfg["type"] == "Pretrained":
-            load_pretrained(self.timm_model, self.init_cfg["checkpoint"], self.init_cfg.get("prefix"))
-            self._is_init = True
-        # else timm has initialised the model as its authors do
+        """Initialise as ``init_cfg`` says, once; see :func:`rdpnet_timm.openmmlab.checkpoint.init_weights`."""
+        init_weights(self, self.timm_model)
 
     def train(self, mode: bool = True) -> "TimmBackbone":
         """Set the mode; with ``norm_eval`` batch norms stay in evaluation mode."""
