@@ -5,7 +5,7 @@ BIN := .venv/bin
 .PHONY: demo test lint bench clean
 
 demo: .venv/ready
-	$(BIN)/python -m rdpnet_timm.demo --output demo
+	$(BIN)/rdpnet demo --output demo
 
 test: .venv/ready lint
 	$(BIN)/python -m pytest

@@ -6,8 +6,8 @@ import timm  # noqa: F401
 
 from .checkpoint import load_checkpoint, load_model
 from .convert import reparameterize
+from .measure.difference import Verification, verify
 from .rdpnet import RDPNet
-from .verify import Verification, verify
 
 __all__ = ["RDPNet", "Verification", "load_checkpoint", "load_model", "reparameterize", "verify"]
 __version__ = "0.1.0"

@@ -1,117 +1,24 @@
-"""Weights on disk: read safely, load whole or not at all, write whole or not at all."""
+"""Models and their weights on disk: load whole or not at all, write whole or not at all."""
 
-import argparse
 import json
-import os
-import pickle
 import re
-import tempfile
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, Iterator, NamedTuple, Optional, Union
+from typing import Any, Dict, Optional, Union
 
-import safetensors
 import safetensors.torch
 import timm
 import torch
-from timm.models import clean_state_dict
 from torch import Tensor, nn
 
 from .convert import reparameterize
+from .files import atomic_path
+from .measure.difference import Verification, verify
 from .rdpnet import convert_state_dict
-from .verify import Verification, verify
+from .weights.reading import read_checkpoint
 
-__all__ = [
-    "Checkpoint",
-    "atomic_path",
-    "convert_checkpoint",
-    "load_checkpoint",
-    "load_model",
-    "read_checkpoint",
-    "save_model",
-]
+__all__ = ["convert_checkpoint", "load_checkpoint", "load_model", "save_model"]
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".bin")
-
-
-class Checkpoint(NamedTuple):
-    """A state dict, and what its file says of the model: its timm name and the arguments it was created with."""
-
-    state_dict: Dict[str, Tensor]
-    arch: Optional[str]
-    model_args: Dict[str, Any]
-
-
-def read_checkpoint(path: Union[str, Path], use_ema: bool = True) -> Checkpoint:
-    """Read timm's ``.pth.tar``, a plain state dict or a safetensors file; no code in a file is ever run.
-
-    Prefixes of wrappers (``module.``, ``_orig_mod.``) are removed. Of a detector's or segmentor's checkpoint the
-    entries of the backbone are taken.
-
-    Args:
-        path: the file.
-        use_ema: take the averaged weights where the file has them.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is cut off, holds code or no weights, or some of its weights are not finite.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at '{path}'")
-    if path.suffix == ".safetensors":
-        content, meta = _read_safetensors(path)
-    else:
-        content = _read_pickle(path)
-        meta = content if isinstance(content, dict) else {}
-        keys = ("state_dict_ema", "model_ema") * use_ema + ("state_dict", "model")
-        content = next((content[key] for key in keys if isinstance(meta.get(key), dict)), content)
-    if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"expected a state dict in '{path}', a mapping of names to tensors; there is none")
-    state_dict = clean_state_dict({name: value for name, value in content.items() if isinstance(value, Tensor)})
-    backbone = {name.removeprefix("backbone."): v for name, v in state_dict.items() if name.startswith("backbone.")}
-    state_dict = backbone or state_dict
-    broken = [name for name, value in state_dict.items() if value.is_floating_point() and not value.isfinite().all()]
-    if broken:
-        raise ValueError(
-            f"{len(broken)} tensors in '{path}' hold NaN or infinity, the first is '{broken[0]}': the training that "
-            "wrote it diverged; take an earlier checkpoint"
-        )
-    return Checkpoint(state_dict, _arch(meta), _model_args(meta))
-
-
-def _read_safetensors(path: Path) -> Any:
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"'{path}' is not a whole safetensors file ({error}): copy or download it again") from None
-
-
-def _read_pickle(path: Path) -> Any:
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # timm's train.py stores its arguments
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        detail = re.search(r"(?:Unsupported|GLOBAL|WeightsUnpickler)[^\n]*", str(error))
-        raise ValueError(
-            f"'{path}' holds more than weights, or is damaged ({detail[0] if detail else 'no pickle'}); code in a file "
-            "is never run: where you trust it, save it again as a state dict or as safetensors"
-        ) from None
-    except (RuntimeError, EOFError, ValueError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"'{path}' is not a whole checkpoint ({reason}): copy or download it again") from None
-
-
-def _arch(meta: Dict[str, Any]) -> Optional[str]:
-    arch = meta.get("arch")
-    return arch if isinstance(arch, str) and timm.is_model(arch) else None
-
-
-def _model_args(meta: Dict[str, Any]) -> Dict[str, Any]:
-    args = meta.get("model_args", {})
-    args = dict(json.loads(args) if isinstance(args, str) else args)
-    return {**(getattr(meta.get("args"), "model_kwargs", None) or {}), **args}
 
 
 def load_checkpoint(model: nn.Module, path: Union[str, Path], use_ema: bool = True) -> None:
@@ -201,31 +108,6 @@ def _candidates(state_dict: Dict[str, Tensor]) -> str:
             variant = f"rdpnet_{round(state_dict[name].shape[0] / 64 * 100):03d}"
             return f": its width is that of {variant} and {variant}_cifar"
     return ""
-
-
-@contextmanager
-def atomic_path(path: Union[str, Path]) -> Iterator[Path]:
-    """A temporary path beside ``path``, renamed to it at the end, or removed where there was an error.
-
-    Raises:
-        OSError: the folder of ``path`` does not exist or cannot be written.
-    """
-    path = Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o666 & ~_umask())  # mkstemp's files are for their owner alone
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def save_model(model: nn.Module, path: Union[str, Path], arch: str, model_args: Dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from typing import List, Optional, TypeAlias
+from typing import Any, List, Optional, TypeAlias
 
 __all__ = ["main"]
 
@@ -15,8 +15,15 @@ def _add_subcommands(subcommands: Subcommands) -> None:
     _add_info(subcommands)
     _add_reparam(subcommands)
     _add_verify(subcommands)
+    _add_train(subcommands)
+    _add_evaluate(subcommands)
+    _add_table(subcommands)
     _add_export(subcommands)
     _add_bench(subcommands)
+    _add_bench_int8_speed(subcommands)
+    _add_bench_int8_accuracy(subcommands)
+    _add_bench_docs(subcommands)
+    _add_demo(subcommands)
     _add_sample_voc(subcommands)
 
 
@@ -33,7 +40,7 @@ def _add_info(subcommands: Subcommands) -> None:
 def _info(args: argparse.Namespace) -> None:
     from timm import list_models
 
-    from .info import render, table
+    from .measure.size import render, table
 
     print(render(table(args.models or list_models("rdpnet*"), args.input_size), args.format))
 
@@ -78,7 +85,7 @@ def _verify(args: argparse.Namespace) -> None:
 
     from .checkpoint import load_model
     from .convert import reparameterize
-    from .verify import randomize_norms, verify
+    from .measure.difference import randomize_norms, verify
 
     if args.checkpoint is None:
         for name in list_models("rdpnet*"):
@@ -103,6 +110,157 @@ def _add_checkpoint_arguments(parser: argparse.ArgumentParser, nargs: Optional[s
     parser.add_argument("--no-ema", action="store_true", help="take the raw weights where there are averaged ones")
 
 
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "data",
+        metavar="DATA",
+        help="a folder with torchvision's cifar-10-batches-py or cifar-100-python, a folder with train.parquet and "
+        "test.parquet, or 'digits' for those of scikit-learn",
+    )
+    parser.add_argument("--device", metavar="NAME", help="by default cuda where there is one, else cpu")
+
+
+def _device(args: argparse.Namespace) -> str:
+    import torch
+
+    return args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class _Settings(argparse.Action):
+    """``NAME=VALUE ...`` as a dict, each value read as Python where it is that."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Optional[str] = None) -> None:
+        from ast import literal_eval
+
+        settings = {}
+        for value in values:
+            name, _, text = value.partition("=")
+            try:
+                settings[name] = literal_eval(text)
+            except (SyntaxError, ValueError):
+                settings[name] = text
+        setattr(namespace, self.dest, settings)
+
+
+def _add_train(subcommands: Subcommands) -> None:
+    parser = subcommands.add_parser(
+        "train",
+        help="train on small images that fit in memory",
+        description="Train a model on small images (CIFAR, digits) that fit in memory, from where it was stopped. "
+        "For everything else there is timm's train.py, which takes the models by name.",
+    )
+    _add_data(parser)
+    parser.add_argument("--data-name", metavar="TEXT", help="what card and picture call the data [its folder's name]")
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="DIR", help="folder for checkpoint, log, weights and their card"
+    )
+    parser.add_argument("--model", default="rdpnet_025_cifar", metavar="NAME", help="a timm model [%(default)s]")
+    parser.add_argument("--model-args", nargs="*", default={}, action=_Settings, metavar="NAME=VALUE")
+    parser.add_argument("--recipe", default="ours", metavar="NAME", help="ours, paper, short, digits, demo [ours]")
+    parser.add_argument("--epochs", type=float, metavar="N", help="in place of the recipe's")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="other settings of the recipe")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--amp", action="store_true", help="autocast to bfloat16")
+    parser.add_argument(
+        "--compile", nargs="?", const="default", default="", metavar="MODE", help="torch.compile, in the given mode"
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads")
+    parser.set_defaults(run=_train)
+
+
+def _train(args: argparse.Namespace) -> None:
+    from dataclasses import replace
+    from pathlib import Path
+
+    import torch
+
+    from .train.data import read_data
+    from .train.plots import plot_history
+    from .train.progress import progress_bar
+    from .train.recipe import recipe_named
+    from .train.release import release
+    from .train.trainer import Run, train
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    recipe = recipe_named(args.recipe).with_settings(args.set)
+    if args.epochs:
+        recipe = replace(recipe, epochs=args.epochs)
+    model_args = tuple(sorted(args.model_args.items()))
+    run = Run(args.model, recipe, args.seed, model_args, _device(args), args.amp, args.compile)
+    data, output = read_data(args.data), Path(args.output)
+    with progress_bar(f"{args.model}, seed {args.seed}") as report:
+        result = train(run, data, output, report)
+    data_name = args.data_name or Path(args.data).resolve().name
+    card = release(result, run, data[1], output / "weights.safetensors", data_name)
+    plot_history(result.history, output / "training.png", f"{args.model} on {data_name}")
+    print(f"train form {card['accuracy_train_form']:.2f} %, deploy form {card['accuracy_deploy_form']:.2f} % of")
+    print(f"{card['test_images']} test images, in {card['seconds']} s; {output}/weights.safetensors")
+
+
+def _add_evaluate(subcommands: Subcommands) -> None:
+    parser = subcommands.add_parser(
+        "evaluate", help="accuracy of weights on small images, in both forms", description="Accuracy in both forms."
+    )
+    _add_data(parser)
+    parser.add_argument(
+        "--model", default="rdpnet_025_cifar", metavar="NAME", help="a timm model, with the tag of its weights or not"
+    )
+    parser.add_argument(
+        "--weights", metavar="FILE", help="a checkpoint; without it, the weights that come with the model"
+    )
+    parser.set_defaults(run=_evaluate)
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    import timm
+    import torch
+
+    from .checkpoint import load_model
+    from .convert import reparameterize
+    from .train.data import read_data
+    from .train.trainer import evaluate
+
+    test = read_data(args.data)[1].to(_device(args))
+    model = load_model(args.weights, args.model) if args.weights else timm.create_model(args.model, pretrained=True)
+    model = model.to(device=_device(args), memory_format=torch.channels_last)
+    for name, form in (("train", model), ("deploy", reparameterize(model))):
+        found = evaluate(form, test)
+        print(f"{name} form: {found.correct} of {found.total} correct, {found.accuracy:.2f} %, loss {found.loss:.4f}")
+
+
+def _add_table(subcommands: Subcommands) -> None:
+    parser = subcommands.add_parser(
+        "table",
+        help="train all networks of the paper's Table 3 or 8",
+        description="Make all runs of a table of the paper, those that are finished left out, and print it.",
+        epilog="all other options are those of 'rdpnet train'",
+    )
+    parser.add_argument("number", type=int, choices=(3, 8))
+    parser.add_argument("data", nargs="?", metavar="DATA", help="as 'rdpnet train' takes it")
+    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder for the folders of the runs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at the same time")
+    parser.add_argument("--column", default="CIFAR-10 %", metavar="TEXT", help="of the paper [%(default)s]")
+    parser.add_argument("--print", action="store_true", help="print what there is, run nothing")
+    parser.set_defaults(run=_table, takes_rest=True)
+
+
+def _table(args: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from .train.tables import format_table, run_table
+
+    output = Path(args.output)
+    try:
+        if not args.print:
+            if args.data is None:
+                raise ValueError("name the data: rdpnet table NUMBER DATA -o DIR; with --print nothing is run")
+            run_table(args.number, output, args.seeds, [args.data, *args.rest], args.jobs)
+    finally:
+        print(format_table(args.number, output, args.column))
+
+
 def _add_export(subcommands: Subcommands) -> None:
     parser = subcommands.add_parser(
         "export",
@@ -110,8 +268,11 @@ def _add_export(subcommands: Subcommands) -> None:
         description="Reparameterise a model, export it, read it back in its runtime and compare: an artefact that "
         "differs is not written. A JSON file beside each one says what it is and how it runs fastest.",
     )
-    parser.add_argument("model", metavar="MODEL_OR_CHECKPOINT", help="a timm name, or a checkpoint")
+    parser.add_argument(
+        "model", metavar="MODEL", help="a timm name, a checkpoint, or the config (.py) of a detector or segmentor"
+    )
     parser.add_argument("--model", dest="arch", metavar="NAME", help="timm name, where the checkpoint does not say it")
+    parser.add_argument("--checkpoint", metavar="FILE", help="the weights of a detector or segmentor")
     parser.add_argument("-o", "--output", required=True, metavar="DIR")
     parser.add_argument(
         "--format",
@@ -146,13 +307,16 @@ def _export(args: argparse.Namespace) -> None:
     from pathlib import Path
 
     from .checkpoint import load_model
+    from .deploy.artifacts import export, table
     from .deploy.calibration import Preprocessing, load_images
-    from .deploy.export import export, table
     from .deploy.formats import known_format
 
     for name in args.formats:
         known_format(name)
     class_names = Path(args.classes).read_text().splitlines() if args.classes else None
+    if args.model.endswith(".py"):
+        _export_openmmlab(args)
+        return
     model = load_model(args.model, args.arch)
     calibration = None
     if args.calibration:
@@ -174,6 +338,14 @@ def _export(args: argparse.Namespace) -> None:
         int8_tolerance=args.int8_tolerance,
     )
     print(table(artifacts))
+
+
+def _export_openmmlab(args: argparse.Namespace) -> None:
+    from .openmmlab.export import export_openmmlab
+
+    size = tuple(args.input_size[1:]) if args.input_size else (512, 512)
+    for name, difference in export_openmmlab(args.model, args.output, args.checkpoint, size).items():
+        print(f"{args.output}/{name}.onnx: outputs differ by at most {difference.largest:.2e} of the largest")
 
 
 def _add_bench(subcommands: Subcommands) -> None:
@@ -209,6 +381,98 @@ def _bench(args: argparse.Namespace) -> None:
     run(names, Path(args.output), args.backend or BACKENDS, args.threads, args.rounds, args.quick, command)
 
 
+def _add_bench_int8_speed(subcommands: Subcommands) -> None:
+    parser = subcommands.add_parser(
+        "bench int8-speed",
+        help="every width in every runtime and precision, beside the machine's bound",
+        description="What each runtime makes of each width, in float and INT8, beside what the machine can do at best.",
+    )
+    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder for speed.md and speed.json")
+    parser.add_argument("--widths", nargs="+", metavar="WIDTH", help="025 to 150 [all]")
+    parser.add_argument("--threads", nargs="+", type=int, metavar="N", help="each is measured [one, and one a core]")
+    parser.add_argument("--rounds", type=int, default=30, metavar="N", help="timed calls of each [%(default)s]")
+    parser.add_argument("--skip", nargs="+", default=(), metavar="NAME", help="contestants to leave out")
+    parser.add_argument("--no-borders", action="store_true", help="leave the folding of normalisation out")
+    parser.set_defaults(run=_bench_int8_speed)
+
+
+def _bench_int8_speed(args: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from .bench.int8_speed import WIDTHS, run
+
+    run(Path(args.output), args.widths or WIDTHS, args.threads, args.rounds, args.skip, not args.no_borders)
+
+
+def _add_bench_int8_accuracy(subcommands: Subcommands) -> None:
+    parser = subcommands.add_parser(
+        "bench int8-accuracy",
+        help="what INT8 costs in accuracy, by runtime",
+        description="What INT8 costs in accuracy, by runtime, and what equalisation and bias correction win back.",
+    )
+    parser.add_argument("source", metavar="MODEL_OR_CHECKPOINT")
+    parser.add_argument("--model", metavar="NAME", help="timm name of the model, where the file does not say it")
+    parser.add_argument("--data", required=True, metavar="DATA", help="as 'rdpnet train' takes it")
+    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder for accuracy.md and accuracy.json")
+    parser.add_argument("--calibration-images", type=int, default=300, metavar="N", help="[%(default)s]")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="[%(default)s]")
+    parser.set_defaults(run=_bench_int8_accuracy)
+
+
+def _bench_int8_accuracy(args: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    import torch
+
+    from .bench.int8_accuracy import measure_accuracy
+
+    torch.set_num_threads(args.threads)
+    measure_accuracy(args.source, args.data, Path(args.output), args.model, args.calibration_images, args.threads)
+
+
+def _add_bench_docs(subcommands: Subcommands) -> None:
+    parser = subcommands.add_parser(
+        "bench docs",
+        help="put results into a page of the documentation",
+        description="Put the tables of DIR between the marks '<!-- TABLE -->' of DOCUMENT, and its pictures beside it.",
+    )
+    parser.add_argument("folder", metavar="DIR", help="what 'rdpnet bench' wrote")
+    parser.add_argument("document", metavar="DOCUMENT.md")
+    parser.set_defaults(run=_bench_docs)
+
+
+def _bench_docs(args: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from .bench.docs import update
+
+    update(Path(args.folder), Path(args.document))
+
+
+def _add_demo(subcommands: Subcommands) -> None:
+    parser = subcommands.add_parser(
+        "demo",
+        help="train, reparameterise and compare a classifier, a detector and a segmentor, in minutes",
+        description="Train a classifier on handwritten digits, a detector and a segmentor on drawn pictures; "
+        "reparameterise, compare and draw them. It needs no network.",
+    )
+    parser.add_argument("-o", "--output", default="demo", metavar="DIR", help="pictures and weights [%(default)s]")
+    parser.set_defaults(run=_demo)
+
+
+def _demo(args: argparse.Namespace) -> None:
+    import time
+    from pathlib import Path
+
+    from .demo import classification, openmmlab
+
+    start, output = time.perf_counter(), Path(args.output)
+    output.mkdir(parents=True, exist_ok=True)
+    classification.run(output)
+    openmmlab.run(output)
+    print(f"It took {time.perf_counter() - start:.0f} s.")
+
+
 def _add_sample_voc(subcommands: Subcommands) -> None:
     parser = subcommands.add_parser(
         "sample-voc",
@@ -224,7 +488,7 @@ def _add_sample_voc(subcommands: Subcommands) -> None:
 def _sample_voc(args: argparse.Namespace) -> None:
     from pathlib import Path
 
-    from .sample_voc import make_sample_voc
+    from .demo.sample_voc import make_sample_voc
 
     devkit = make_sample_voc(Path(args.folder), args.images, args.seed)
     print(f"{devkit}: VOC2007 and VOC2012, {args.images} drawn pictures each; now: VOCDEVKIT={devkit} mim train ...")
@@ -232,14 +496,23 @@ def _sample_voc(args: argparse.Namespace) -> None:
 
 def main(argv: Optional[List[str]] = None) -> int:
     """Run one subcommand; the exit status is 0 on success, 2 on wrong usage, 1 on any other error the user can mend."""
-    parser = argparse.ArgumentParser(prog="rdpnet", description="RDPNet: inspect, convert, export and measure models.")
-    _add_subcommands(parser.add_subparsers(dest="command", required=True, metavar="COMMAND"))
-    args = parser.parse_args(argv)
+    parser = argparse.ArgumentParser(
+        prog="rdpnet", description="RDPNet: inspect, convert, train, export and measure models."
+    )
+    subcommands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_subcommands(subcommands)
+    words = sys.argv[1:] if argv is None else list(argv)
+    if " ".join(words[:2]) in subcommands.choices:  # a command of two words
+        words = [" ".join(words[:2]), *words[2:]]
+    args, rest = parser.parse_known_args(words)
+    args.rest = rest
+    if rest and not hasattr(args, "takes_rest"):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         args.run(args)
     except BrokenPipeError:  # the reader of our output, `head` for one, has seen enough
         sys.stderr.close()
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
+    except (ArithmeticError, ImportError, OSError, RuntimeError, ValueError) as error:
         print(f"rdpnet {args.command}: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

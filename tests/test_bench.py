@@ -10,13 +10,13 @@ from torch import nn
 from torchvision import models as torchvision_models
 
 from rdpnet_timm import cli
-from rdpnet_timm.bench import backends, peers, report, run, training
-from rdpnet_timm.bench.forms import deploy_form, fold_norms, settle_norms
+from rdpnet_timm.bench import backends, docs, peers, report, run, training
 from rdpnet_timm.bench.plots import pareto_front
-from rdpnet_timm.bench.published import IMAGENET, PAPER
 from rdpnet_timm.bench.tables import DEPLOY, PAPER_DEPLOY, TABLES, TRAIN
-from rdpnet_timm.bench.timing import Interrupted, Measurement, measure
-from rdpnet_timm.info import count
+from rdpnet_timm.measure.forms import deploy_form, fold_norms, settle_norms
+from rdpnet_timm.measure.published import IMAGENET, PAPER
+from rdpnet_timm.measure.size import count
+from rdpnet_timm.measure.timing import Interrupted, Measurement, measure
 
 ENTRIES = {
     (name, entry.name): entry for name, table in TABLES.items() for c in table.comparisons for entry in c.entries
@@ -281,9 +281,9 @@ def test_an_unfinished_result_says_so():
 
 def test_a_table_in_a_document_is_replaced_and_the_rest_is_left():
     document = "a\n<!-- table5 -->\nold\n<!-- /table5 -->\nb\n<!-- table8 -->\nkept\n<!-- /table8 -->\n"
-    spliced = report.splice(document, {"table5": "new\n", "table1": "unused"})
+    spliced = docs.splice(document, {"table5": "new\n", "table1": "unused"})
     assert spliced == "a\n<!-- table5 -->\n\nnew\n\n<!-- /table5 -->\nb\n<!-- table8 -->\nkept\n<!-- /table8 -->\n"
-    assert report.splice(spliced, {"table5": "new\n"}) == spliced
+    assert docs.splice(spliced, {"table5": "new\n"}) == spliced
 
 
 def test_the_pareto_front_holds_what_nothing_beats():

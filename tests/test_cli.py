@@ -11,7 +11,7 @@ import timm
 import torch
 
 from rdpnet_timm.cli import main
-from rdpnet_timm.verify import randomize_norms
+from rdpnet_timm.measure.difference import randomize_norms
 
 
 def test_info_prints_both_forms_beside_the_paper(capsys: Any) -> None:

@@ -4,7 +4,7 @@ import torch
 
 from rdpnet_timm import RDPNet, reparameterize
 from rdpnet_timm.deploy.normalize import BORDERS, fold_normalization
-from rdpnet_timm.verify import randomize_norms
+from rdpnet_timm.measure.difference import randomize_norms
 
 MEAN, STD = (0.49, 0.2, 0.7), (0.25, 0.1, 0.4)
 

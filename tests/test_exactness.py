@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import rdpnet_timm
 from rdpnet_timm.blocks import DepthBlock, PointBlock, RDPModule, RepVGGBlock
-from rdpnet_timm.verify import randomize_norms
+from rdpnet_timm.measure.difference import randomize_norms
 
 WIDTHS = {"025": 0.25, "050": 0.5, "075": 0.75, "100": 1.0, "125": 1.25, "150": 1.5}
 

@@ -12,8 +12,8 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
+from rdpnet_timm.demo.sample_voc import make_sample_voc
 from rdpnet_timm.openmmlab.runner import DataCheckingRunner
-from rdpnet_timm.sample_voc import make_sample_voc
 
 FOLDER = Path(__file__).parent.parent / "mm_configs"
 CONFIGS = sorted(str(path.relative_to(FOLDER)) for path in FOLDER.rglob("*.py") if path.parent.name != "_base_")

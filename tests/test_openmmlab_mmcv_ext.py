@@ -12,7 +12,7 @@ from torch import Tensor
 
 pytest.importorskip("mmcv")
 
-from rdpnet_timm.openmmlab import compat  # provides the stand-in where the start-up hook has not
+from rdpnet_timm.openmmlab import patches  # provides the stand-in where the start-up hook has not
 
 EXT = importlib.import_module("mmcv._ext")
 if not EXT.__file__.endswith("mmcv_ext.py"):
@@ -292,14 +292,14 @@ def test_an_operator_that_is_missing_says_its_name_and_what_to_do() -> None:
 def test_a_compiled_module_is_given_way_to(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "mmcv._ext")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    compat.provide_mmcv_ext()
+    patches.provide_mmcv_ext()
     assert "mmcv._ext" not in sys.modules
 
 
 def test_the_switch_keeps_the_stand_in_away(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "mmcv._ext")
     monkeypatch.setenv("RDPNET_MMCV_EXT", "0")
-    compat.provide_mmcv_ext()
+    patches.provide_mmcv_ext()
     assert "mmcv._ext" not in sys.modules
 
 
@@ -308,8 +308,8 @@ def test_without_the_start_up_hook_the_package_provides_it_once(
 ) -> None:
     monkeypatch.delitem(sys.modules, "mmcv._ext")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    compat.provide_mmcv_ext()
-    compat.provide_mmcv_ext()
+    patches.provide_mmcv_ext()
+    patches.provide_mmcv_ext()
     assert sys.modules["mmcv._ext"].__file__.endswith("mmcv_ext.py")
     assert len([record for record in caplog.records if "RDPNET_MMCV_EXT=0" in record.message]) == 1
     monkeypatch.setattr(sys.modules["mmcv"], "_ext", EXT)

@@ -15,7 +15,7 @@ pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
 pytest.importorskip("mim")
 
-from rdpnet_timm.sample_voc import make_sample_voc
+from rdpnet_timm.demo.sample_voc import make_sample_voc
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("openmmlab_train")]
 

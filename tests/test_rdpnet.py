@@ -10,8 +10,8 @@ from torch import nn
 
 import rdpnet_timm
 from rdpnet_timm.blocks import RDPModule, RepVGGBlock
-from rdpnet_timm.info import count
-from rdpnet_timm.verify import randomize_norms
+from rdpnet_timm.measure.difference import randomize_norms
+from rdpnet_timm.measure.size import count
 
 NAMES = timm.list_models("rdpnet*")
 FORMS = pytest.mark.parametrize("inference_mode", [False, True], ids=["train", "deploy"])

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from rdpnet_timm.cli import main
-from rdpnet_timm.sample_voc import VOC_CLASSES, make_sample_voc, voc_palette
+from rdpnet_timm.demo.sample_voc import VOC_CLASSES, make_sample_voc, voc_palette
 
 SPLITS = {
     "VOC2007": {"train": 22, "val": 8, "trainval": 30, "test": 15},

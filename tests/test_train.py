@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from rdpnet_timm import reparameterize
+from rdpnet_timm.cli import main
 from rdpnet_timm.train import RECIPES, Images, Recipe, Run, evaluate, read_data, train
-from rdpnet_timm.train.__main__ import main
 from rdpnet_timm.train.data import augmented_batch, mixed_batch, normalized
 from rdpnet_timm.train.release import release
 from rdpnet_timm.train.tables import TABLES, format_table
@@ -396,7 +396,7 @@ def test_a_diverging_run_says_so(tmp_path):
 
 def test_an_output_that_cannot_be_written_is_an_error(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    assert main(["run", "--data", parquet_folder(tmp_path), "--output", str(tmp_path / "file" / "folder")]) == 1
+    assert main(["train", parquet_folder(tmp_path), "--output", str(tmp_path / "file" / "folder")]) == 1
     assert "error: " in capsys.readouterr().err
 
 
@@ -452,7 +452,7 @@ def test_weights_beyond_half_precision_are_released_in_float32(uninterrupted, tm
 
 def test_the_command_trains_resumes_and_evaluates(tmp_path, capsys):
     data, output = parquet_folder(tmp_path), tmp_path / "out"
-    arguments = ["run", "--data", data, "--output", str(output), "--recipe", "short", "--epochs", "1"]
+    arguments = ["train", data, "--output", str(output), "--recipe", "short", "--epochs", "1"]
     arguments += ["--set", "batch_size=10", "small_epochs=0", "--model-args", "shuffle_groups=0"]
     assert main(arguments) == 0
     assert "images/s" in capsys.readouterr().out
@@ -468,18 +468,18 @@ def test_the_command_trains_resumes_and_evaluates(tmp_path, capsys):
     assert main(arguments) == 0  # nothing left to do, and the same result
     assert json.loads((output / "weights.json").read_text())["accuracy_deploy_form"] == card["accuracy_deploy_form"]
     capsys.readouterr()
-    assert main(["evaluate", "--data", data, "--weights", str(output / "weights.safetensors")]) == 0
+    assert main(["evaluate", data, "--weights", str(output / "weights.safetensors")]) == 0
     expected = f"{card['accuracy_deploy_form']:.2f} %"
     assert (
         f"deploy form: {round(card['accuracy_deploy_form'] / 5)} of 20 correct, {expected}" in capsys.readouterr().out
     )
-    assert main(["evaluate", "--data", data, "--weights", str(tmp_path / "nothing.safetensors")]) == 1
+    assert main(["evaluate", data, "--weights", str(tmp_path / "nothing.safetensors")]) == 1
     assert "is neither a file nor a model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("number", "rows"), [(3, 6), (8, 4)])
 def test_a_table_has_a_model_for_every_row_of_the_papers(number, rows):
-    from rdpnet_timm.bench.published import PAPER
+    from rdpnet_timm.measure.published import PAPER
 
     assert list(TABLES[number]) == [row for row in PAPER[f"table{number}"].rows if row.startswith("RDPNet")] or (
         set(TABLES[number]) == set(PAPER[f"table{number}"].rows)
@@ -512,17 +512,16 @@ def test_a_tables_runs_are_made_once_and_those_that_failed_are_named(tmp_path, m
         return SimpleNamespace(returncode=0)
 
     monkeypatch.setattr("rdpnet_timm.train.tables.subprocess.run", run)
-    arguments = ["table", "8", "--output", str(tmp_path), "--column", "CIFAR-100 %", "--jobs", "2", "--seeds", "0", "1"]
+    arguments = ["table", "8", "folder", "--output", str(tmp_path), "--jobs", "2", "--seeds", "0", "1"]
+    arguments += ["--column", "CIFAR-100 %"]
     assert main([*arguments, "--print"]) == 0 and not commands
     assert capsys.readouterr().out.count("not run") == 4
-    assert main([*arguments, "--data", "folder", "--recipe", "paper"]) == 1
+    assert main([*arguments, "--recipe", "paper"]) == 1
     printed = capsys.readouterr()
     assert "4 runs failed" in printed.err and "identity in PW, shuffle, seed 1: exit status 1" in printed.err
     assert "| no identity, shuffle (RDPNet) | 73.8 | 70.00 | ±0.00 | 2 | -3.80 |" in printed.out
-    assert len(commands) == 8 and all(
-        command[-8:-4] == ["--data", "folder", "--recipe", "paper"] for command in commands
-    )
-    assert main([*arguments, "--data", "folder"]) == 1 and len(commands) == 12
+    assert len(commands) == 8 and all(command[4:7] == ["folder", "--recipe", "paper"] for command in commands)
+    assert main(arguments) == 1 and len(commands) == 12
 
 
 # the shuffle

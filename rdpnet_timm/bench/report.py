@@ -1,23 +1,21 @@
 """Results as files: JSON with every sample, CSV with a row per figure, Markdown to read.
 
 A result is the plain dict that its JSON file holds; everything else is made from it, so that a table can be written
-anew without measuring anew: ``python -m rdpnet_timm.bench.report DIR docs/benchmarks.md``.
+anew without measuring anew (:mod:`.docs`).
 """
 
 import csv
 import io
 import json
 import os
-import shutil
-import sys
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence
 
+from ..measure.timing import Interrupted, Measurement, measure
 from .tables import DEPLOY, TABLES, Entry
-from .timing import Interrupted, Measurement, measure
 
-__all__ = ["Result", "Start", "describe_run", "entry_facts", "markdown", "measure_run", "rows", "splice", "write"]
+__all__ = ["Result", "Start", "describe_run", "entry_facts", "markdown", "measure_run", "rows", "write"]
 
 Result = Dict[str, Any]
 # start(description, runs done, runs in all) gives progress(turns done, turns in all)
@@ -271,33 +269,3 @@ def entry_facts(entry: Entry, form: str, params: int, macs: int) -> Dict[str, An
         "x": entry.x,
         "series": entry.series,
     }
-
-
-def splice(document: str, results: Mapping[str, str]) -> str:
-    """Replace what stands between ``<!-- NAME -->`` and ``<!-- /NAME -->`` by the Markdown of table NAME."""
-    for name, text in results.items():
-        before, start, rest = document.partition(f"<!-- {name} -->\n")
-        _, end, after = rest.partition(f"<!-- /{name} -->")
-        if end:
-            document = f"{before}{start}\n{text}\n{end}{after}"
-    return document
-
-
-def _update(directory: Path, document: Path) -> None:
-    """Put the results in ``directory`` into ``document``, and their pictures into the folder ``images`` beside it."""
-    from .plots import draw  # which reads results as this module gives them
-
-    results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(directory.glob("*.json"))}
-    bodies = {name: markdown(result, details=False, ties=False) for name, result in results.items()}
-    tables = {name: body.split("\n\n", 1)[1] for name, body in bodies.items()}  # the document has its own headings
-    for name in tables:
-        for picture in draw(results[name], directory):
-            shutil.copyfile(picture, document.parent / "images" / f"bench_{name}.png")
-            tables[name] = f"![{results[name]['title']}](images/bench_{name}.png)\n\n{tables[name]}"
-    document.write_text(splice(document.read_text(encoding="utf-8"), tables), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit("usage: python -m rdpnet_timm.bench.report DIR DOCUMENT.md")
-    _update(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -11,10 +11,10 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, Sequence, Tuple
 
 import torch
 
-from ..info import count
+from ..measure.forms import settle_norms
+from ..measure.machine import describe
+from ..measure.size import count
 from . import backends as runtimes
-from .forms import settle_norms
-from .machine import describe
 from .report import Result, Start, entry_facts, markdown, measure_run, write
 from .tables import TABLES, Comparison, Entry, Table
 from .training import TRAINING_NOTE, TRAINING_TITLE, measure_training

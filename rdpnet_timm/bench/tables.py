@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from ..blocks import DepthBlock, PointBlock, RepVGGBlock
 from ..convert import reparameterize
+from ..measure.forms import deploy_form
+from ..measure.published import IMAGENET, PAPER, PaperTable
 from . import peers
-from .forms import deploy_form
-from .published import IMAGENET, PAPER, PaperTable
 
 __all__ = ["DEPLOY", "TABLES", "TRAIN", "Comparison", "Entry", "Table"]
 

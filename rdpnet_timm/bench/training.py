@@ -10,7 +10,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from ..blocks import DepthBlock, PointBlock, RepVGGBlock
-from ..info import count
+from ..measure.size import count
 from . import peers
 from .backends import pin_threads
 from .report import Result, Start, entry_facts, measure_run

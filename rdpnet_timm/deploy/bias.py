@@ -6,9 +6,9 @@ from typing import Any, Dict, Tuple
 import torch
 from torch import Tensor, nn
 
+from ..measure.difference import evaluating
 from ..reparam import Kernel
-from ..verify import evaluating
-from .equalize import groups_of, kernel_of, scale_inputs
+from .equalization import groups_of, kernel_of, scale_inputs
 
 __all__ = ["correct_bias", "rounded"]
 

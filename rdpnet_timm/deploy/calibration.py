@@ -11,7 +11,7 @@ import torch
 from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 
-from .extras import require
+from ..extras import require
 
 __all__ = ["Calibration", "Preprocessing", "load_images", "random_images"]
 

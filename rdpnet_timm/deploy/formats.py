@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .extras import require
+from ..extras import require
 
 __all__ = [
     "FORMATS",

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .equalize import NotStraight, scale_inputs, straight_path
-from .equalize import kernel_of as _kernel_of
+from .equalization import NotStraight, scale_inputs, straight_path
+from .equalization import kernel_of as _kernel_of
 
 __all__ = ["BORDERS", "fold_normalization"]
 

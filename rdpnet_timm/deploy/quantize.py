@@ -9,7 +9,7 @@ from typing import Any, Dict, Iterator, Optional
 
 import numpy as np
 
-from .extras import require
+from ..extras import require
 from .formats import fold_constants
 
 __all__ = ["QUANTIZERS", "quantize_onnx", "quantize_openvino"]

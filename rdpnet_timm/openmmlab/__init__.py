@@ -11,12 +11,12 @@ except ImportError as error:
         f'rdpnet_timm.openmmlab needs OpenMMLab\'s packages ({error}): pip install "rdpnet-timm[openmmlab]"'
     ) from error
 
-from . import compat
+from . import patches
 
-compat.provide_mmcv_ext()
-compat.allow_checkpoint_types()
-compat.allow_distributed_cpu()
-compat.respect_runner_type()
+patches.provide_mmcv_ext()
+patches.allow_checkpoint_types()
+patches.allow_distributed_cpu()
+patches.respect_runner_type()
 
 from .backbone import RDPNet  # noqa: E402
 from .hook import ReparameterizeHook  # noqa: E402

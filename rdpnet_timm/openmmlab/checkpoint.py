@@ -1,12 +1,13 @@
 """The first weights of a backbone: as ``init_cfg`` says, pretrained ones from timm's checkpoints and mmengine's."""
 
-from typing import Any, Dict, Optional
+from typing import Optional
 
 from mmengine.logging import print_log
 from mmengine.model import BaseModule, PretrainedInit
 from mmengine.runner import CheckpointLoader
-from timm.models import clean_state_dict, load_state_dict
 from torch import nn
+
+from ..weights.reading import read_state_dict, state_dict_of
 
 __all__ = ["init_weights", "load_pretrained"]
 
@@ -59,12 +60,13 @@ def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: Optional[str] 
     Raises:
         FileNotFoundError: there is no such file.
         RuntimeError: weights are missing or of other shapes.
+        ValueError: the file holds no weights, or more than weights.
     """
     if "://" in checkpoint:
-        state_dict = _weights(CheckpointLoader.load_checkpoint(checkpoint, map_location="cpu"))
+        state_dict = state_dict_of(CheckpointLoader.load_checkpoint(checkpoint, map_location="cpu"))
     else:
         try:
-            state_dict = load_state_dict(checkpoint)
+            state_dict, _ = read_state_dict(checkpoint)
         except FileNotFoundError:
             raise FileNotFoundError(
                 f"init_cfg names the checkpoint '{checkpoint}', and there is no such file"
@@ -87,10 +89,3 @@ def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: Optional[str] 
     print_log(
         f"{type(backbone).__name__}: weights of {checkpoint}, without {left_out or 'exception'}", logger="current"
     )
-
-
-def _weights(checkpoint: Dict[str, Any]) -> Dict[str, Any]:
-    for key in ("state_dict_ema", "model_ema", "state_dict", "model"):
-        if isinstance(checkpoint.get(key), dict):
-            return clean_state_dict(checkpoint[key])
-    return clean_state_dict(checkpoint)

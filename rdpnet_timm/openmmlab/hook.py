@@ -8,10 +8,10 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..convert import deploy_method, reparameterize
-from ..verify import evaluating, verify
+from ..measure.difference import verify
+from ..measure.size import count_macs
 
 __all__ = ["ReparameterizeHook"]
 
@@ -172,13 +172,6 @@ def converted_parts(model: nn.Module, deployed: nn.Module) -> List[str]:
 def _same_state(a: nn.Module, b: nn.Module) -> bool:
     ours, theirs = a.state_dict(), b.state_dict()
     return list(ours) == list(theirs) and all(torch.equal(ours[name], theirs[name]) for name in ours)
-
-
-def count_macs(module: nn.Module, x: Tensor) -> int:
-    """Multiply-accumulates of convolutions and matrix products for the input ``x``."""
-    with evaluating(module), FlopCounterMode(display=False) as counter:
-        module(x)
-    return counter.get_total_flops() // 2
 
 
 def _unwrapped(runner: Any) -> nn.Module:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..extras import require
 from .recipe import Recipe
 
 __all__ = ["Images", "augmented_batch", "mixed_batch", "normalized", "read_data"]
@@ -94,10 +95,7 @@ def _read_torchvision(name: str, folder: Path, is_train: bool) -> Images:
 
 
 def _read_parquet(path: Path) -> Images:
-    try:
-        import pyarrow.parquet as parquet
-    except ImportError:
-        raise ImportError('reading parquet files needs pyarrow: pip install "rdpnet-timm[train]"') from None
+    parquet = require("pyarrow.parquet", "reading parquet files")
     from PIL import Image
 
     try:
@@ -130,11 +128,7 @@ def _read_digits() -> Tuple[Images, Images]:
 
     The test digits are the last fifth of the file.
     """
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        raise ImportError('the digits need scikit-learn: pip install "rdpnet-timm[train]"') from None
-    digits = load_digits()
+    digits = require("sklearn.datasets", "reading the digits").load_digits()
     grey = torch.from_numpy(digits.images).float()[:, None] * (255 / 16)
     large = F.interpolate(grey, size=32, mode="bilinear", align_corners=False).round().to(torch.uint8)
     pixels = large.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).contiguous().numpy()

@@ -6,7 +6,8 @@ from typing import Any, Dict, Sequence, Union
 import torch
 from torch import nn
 
-from ..checkpoint import atomic_path
+from ..extras import require
+from ..files import atomic_path
 from .data import Images
 from .trainer import predict
 
@@ -14,11 +15,7 @@ __all__ = ["plot_history", "plot_predictions"]
 
 
 def _pyplot() -> Any:
-    try:
-        import matplotlib
-    except ImportError:
-        raise ImportError('plots need matplotlib: pip install "rdpnet-timm[train]"') from None
-    matplotlib.use("Agg")
+    require("matplotlib", "drawing a picture").use("Agg")
     import matplotlib.pyplot as plt
 
     return plt

@@ -3,16 +3,17 @@
 from contextlib import contextmanager
 from typing import Callable, Dict, Iterator
 
+from ..extras import require
+
 __all__ = ["progress_bar"]
 
 
 @contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[int, int, Dict[str, float]], None]]:
     """A ``report`` for :func:`rdpnet_timm.train.train`: a bar on a terminal, and a line an epoch everywhere."""
-    try:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-    except ImportError:
-        raise ImportError('the trainer shows its progress by rich: pip install "rdpnet-timm[train]"') from None
+    require("rich", "showing progress")
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("steps, left"), TimeRemainingColumn())
     with Progress(TextColumn("{task.description}"), *columns) as progress:
         task = progress.add_task(title, total=None)

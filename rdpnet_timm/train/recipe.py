@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, fields, replace
 from typing import Dict, Iterable, Optional
 
-__all__ = ["RECIPES", "Recipe"]
+__all__ = ["RECIPES", "Recipe", "recipe_named"]
 
 
 @dataclass(frozen=True)
@@ -130,3 +130,14 @@ RECIPES = {
     # a minute on two cores
     "demo": replace(_DIGITS, epochs=6),
 }
+
+
+def recipe_named(name: str) -> Recipe:
+    """The recipe of this name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in RECIPES:
+        raise ValueError(f"there is no recipe '{name}'; choose from {', '.join(RECIPES)}")
+    return RECIPES[name]

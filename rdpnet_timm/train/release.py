@@ -10,10 +10,10 @@ from typing import Any, Dict, Optional, Tuple
 import torch
 from torch import Tensor, nn
 
-from ..bench.machine import describe
-from ..checkpoint import atomic_path, save_model
+from ..checkpoint import save_model
 from ..convert import reparameterize
-from ..weights import sha256
+from ..files import atomic_path, sha256
+from ..measure.machine import describe
 from .data import Images
 from .trainer import Evaluation, Result, Run, evaluate
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Dict, List, Sequence, Tuple
 
-from ..bench.published import PAPER
+from ..measure.published import PAPER
 
 __all__ = ["TABLES", "format_table", "run_table"]
 
@@ -44,7 +44,7 @@ def run_table(number: int, output: Path, seeds: Sequence[int], options: Sequence
         number: 3 or 8.
         output: a folder; its subfolders are the runs.
         seeds: the seeds to run every row with.
-        options: more options of ``python -m rdpnet_timm.train run``, the same for all.
+        options: the data and more options of ``rdpnet train``, the same for all.
         jobs: how many runs at the same time; several small ones can share one GPU.
 
     Raises:
@@ -56,7 +56,7 @@ def run_table(number: int, output: Path, seeds: Sequence[int], options: Sequence
         folder = _folder(output, row, seed)
         if (folder / "weights.json").exists():
             return ""
-        command = [sys.executable, "-m", "rdpnet_timm.train", "run", *TABLES[number][row], *options]
+        command = [sys.executable, "-m", "rdpnet_timm.cli", "train", *options, *TABLES[number][row]]
         finished = subprocess.run([*command, "--seed", str(seed), "--output", str(folder)])
         return f"{row}, seed {seed}: exit status {finished.returncode}" if finished.returncode else ""
 

@@ -18,9 +18,9 @@ from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from ..checkpoint import atomic_path
 from ..convert import reparameterize
-from ..verify import evaluating
+from ..files import atomic_path
+from ..measure.difference import evaluating
 from .data import Images, augmented_batch, mixed_batch, normalized
 from .recipe import Recipe
 

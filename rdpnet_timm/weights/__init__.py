@@ -3,12 +3,13 @@
 A card says what was trained on what and how, what accuracy the file has in both forms, and the file's SHA-256 sum.
 """
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any, Dict, List, Union
 
-__all__ = ["FOLDER", "card", "check", "names", "sha256"]
+from ..files import sha256
+
+__all__ = ["FOLDER", "card", "check", "names"]
 
 FOLDER = Path(__file__).parent
 
@@ -16,11 +17,6 @@ FOLDER = Path(__file__).parent
 def names() -> List[str]:
     """The names of all shipped weights, ``model.tag``, those of a model's default tag before its others."""
     return sorted(path.stem for path in FOLDER.glob("*.safetensors"))
-
-
-def sha256(path: Union[str, Path]) -> str:
-    """The SHA-256 sum of a file, in hexadecimal."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def card(path: Union[str, Path]) -> Dict[str, Any]:

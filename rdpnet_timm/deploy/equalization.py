@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from timm.layers import SelectAdaptivePool2d
 from torch import Tensor, fx, nn
 
+from ..measure.difference import evaluating
 from ..reparam import Kernel, float64
-from ..verify import evaluating
 
 __all__ = [
     "Equalization",

@@ -1,9 +1,8 @@
 """What each runtime makes of each width, in one interleaved run, beside what the machine can do at best.
 
-``python -m rdpnet_timm.deploy.speed -o OUTPUT`` writes ``speed.md`` and ``speed.json``, after every width.
+``rdpnet bench int8-speed -o OUTPUT`` writes ``speed.md`` and ``speed.json``, after every width.
 """
 
-import argparse
 import json
 import tempfile
 import warnings
@@ -17,12 +16,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from ..bench.timing import Measurement, measure
-from ..checkpoint import atomic_path
 from ..convert import reparameterize
-from ..info import count
-from .extras import require
-from .formats import (
+from ..deploy.formats import (
     FORMATS,
     OPENVINO_BFLOAT16,
     OPENVINO_FLOAT32,
@@ -32,8 +27,13 @@ from .formats import (
     to_onnx,
     to_openvino,
 )
-from .normalize import BORDERS, fold_normalization
-from .quantize import quantize_onnx, quantize_openvino
+from ..deploy.normalize import BORDERS, fold_normalization
+from ..deploy.quantize import quantize_onnx, quantize_openvino
+from ..extras import require
+from ..files import atomic_path
+from ..measure.forms import settle_norms
+from ..measure.size import count
+from ..measure.timing import Measurement, measure
 
 __all__ = ["CONTESTANTS", "Result", "operators", "run"]
 
@@ -83,20 +83,6 @@ class Result(NamedTuple):
     def fastest(self, names: Sequence[str]) -> str:
         """The contestant with the shortest time."""
         return min((name for name in names if name in self.measurement.samples), key=self.measurement.minimum)
-
-
-def _settled(model: nn.Module, input_size: Sequence[int]) -> nn.Module:
-    """``model`` with the batch norm statistics of random images: a network as it comes has activations that grow or
-    vanish with depth, and denormal numbers are slow.
-    """
-    generator = torch.Generator().manual_seed(0)
-    model.train()
-    with torch.no_grad():
-        for norm in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
-            norm.momentum = 0.5
-        for _ in range(4):
-            model(torch.randn(2, *input_size, generator=generator))
-    return model.eval()
 
 
 def _eager(model: nn.Module, x: Tensor) -> Callable[[], object]:
@@ -170,7 +156,7 @@ def compare(name: str, threads: int, rounds: int, skip: Sequence[str] = ()) -> T
     torch.manual_seed(0)
     model = timm.create_model(name)
     input_size = model.pretrained_cfg["input_size"]
-    model = _settled(model, input_size)
+    model = settle_norms(model, torch.randn(2, *input_size))
     deployed = reparameterize(model)
     x = torch.randn(1, *input_size)
     last = x.to(memory_format=torch.channels_last)
@@ -255,7 +241,7 @@ def compare_borders(name: str, rounds: int, threads: int = 1) -> Measurement:
     torch.manual_seed(0)
     model = timm.create_model(name)
     config = model.pretrained_cfg
-    deployed = reparameterize(_settled(model, config["input_size"]))
+    deployed = reparameterize(settle_norms(model, torch.randn(2, *config["input_size"])))
     image = torch.rand(1, *config["input_size"]) * 255
     normalized = (image / 255 - torch.tensor(config["mean"]).reshape(1, -1, 1, 1)) / torch.tensor(
         config["std"]
@@ -373,20 +359,3 @@ def run(
         folding.update({name: timed.minimum(name) for name in timed.samples})
         save()
     return results
-
-
-def main(argv: Optional[Sequence[str]] = None) -> None:
-    """The command line of this module."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--widths", nargs="+", choices=WIDTHS, default=WIDTHS)
-    parser.add_argument("--threads", nargs="+", type=int)
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--skip", nargs="+", choices=CONTESTANTS, default=(), help="contestants to leave out")
-    parser.add_argument("--no-borders", action="store_true", help="leave the folding of normalisation out")
-    args = parser.parse_args(argv)
-    run(args.output, args.widths, args.threads, args.rounds, args.skip, not args.no_borders)
-
-
-if __name__ == "__main__":
-    main()

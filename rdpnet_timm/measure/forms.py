@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..convert import reparameterize
-from ..verify import verify
+from .difference import verify
 
 __all__ = ["deploy_form", "fold_norms", "settle_norms"]
 

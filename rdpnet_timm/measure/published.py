@@ -2,7 +2,7 @@
 
 from typing import Dict, NamedTuple, Optional, Tuple
 
-__all__ = ["IMAGENET", "PAPER", "PaperTable", "Published"]
+__all__ = ["IMAGENET", "PAPER", "PaperTable", "Published", "published_size"]
 
 
 class PaperTable(NamedTuple):
@@ -104,6 +104,22 @@ PAPER: Dict[str, PaperTable] = {
         f"{_I5} The batch of 128 that the paper names here is that of training: its 14.67 ms is Table 3's at batch 1.",
     ),
 }
+
+
+def published_size(model: str) -> Optional[Tuple[float, float]]:
+    """Parameters (M) and FLOPs (M) that the paper gives for one of its networks by timm's name, None where it does not.
+
+    Those of the CIFAR form are Table 3's, those of the ImageNet form Table 1's, which has width 1 only.
+    """
+    width = {f"rdpnet_{float(row[7:-1]) * 100:03.0f}": row for row in _RDPNET_CIFAR}.get(model.removesuffix("_cifar"))
+    if width is None:
+        return None
+    if model.endswith("_cifar"):
+        params, flops = PAPER["table3"].rows[width][:2]
+    else:
+        params, gigaflops = PAPER["table1"].rows.get(width, (None, None))[:2]
+        flops = None if gigaflops is None else gigaflops * 1e3
+    return None if params is None or flops is None else (params, flops)
 
 
 class Published(NamedTuple):

@@ -3,7 +3,7 @@ import time
 import numpy as np
 import pytest
 
-from rdpnet_timm.bench.timing import Interrupted, Measurement, Ratio, measure
+from rdpnet_timm.measure.timing import Interrupted, Measurement, Ratio, measure
 
 
 def measurement(**samples):

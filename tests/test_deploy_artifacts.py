@@ -19,7 +19,7 @@ from rdpnet_timm import RDPNet
 from rdpnet_timm.cli import main
 from rdpnet_timm.deploy import Calibration, NotStraight, export
 from rdpnet_timm.deploy.calibration import Preprocessing
-from rdpnet_timm.verify import randomize_norms
+from rdpnet_timm.measure.difference import randomize_norms
 
 SIZE = (3, 16, 16)
 ALL = ("onnx", "openvino", "torch-export", "torchscript")

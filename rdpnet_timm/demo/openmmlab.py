@@ -1,9 +1,5 @@
-"""Both OpenMMLab uses of RDPNet from end to end on drawn data: train, evaluate in the deploy form, look at the result.
+"""A detector and a segmentor by OpenMMLab on drawn pictures: trained, evaluated in the deploy form, looked at."""
 
-``python -m rdpnet_timm.openmmlab.demo --output DIR``; it takes a few minutes on two CPU cores.
-"""
-
-import argparse
 import json
 import os
 import re
@@ -16,7 +12,7 @@ from typing import Any, Dict, List, Tuple
 
 from PIL import Image, ImageDraw
 
-from ..sample_voc import VOC_CLASSES, make_sample_voc, voc_palette
+from .sample_voc import VOC_CLASSES, make_sample_voc, voc_palette
 
 __all__ = ["run"]
 
@@ -155,9 +151,3 @@ def _save_grid(rows: Tuple[List[Image.Image], ...], file: Path) -> None:
             grid.paste(picture, (j * (width + GAP), i * (height + GAP)))
     file.parent.mkdir(parents=True, exist_ok=True)
     grid.quantize(256, dither=Image.Dither.NONE).save(file, optimize=True)
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("demo"), help="[%(default)s]")
-    run(parser.parse_args().output)

@@ -5,10 +5,10 @@ import onnxruntime
 import pytest
 import torch
 
-from rdpnet_timm.verify import randomize_norms
+from rdpnet_timm.measure.difference import randomize_norms
 
 pytest.importorskip("mmseg")
-from rdpnet_timm.deploy import openmmlab
+from rdpnet_timm.openmmlab import export as openmmlab
 
 CONFIGS = Path(__file__).parents[1] / "mm_configs"
 

@@ -2,13 +2,14 @@
 
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Iterator, Optional, Tuple
+from typing import Iterator, NamedTuple, Optional, Tuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["Verification", "evaluating", "randomize_norms", "verify"]
+__all__ = ["Difference", "Verification", "evaluating", "randomize_norms", "verify"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,37 @@ class Verification:
             f"outputs differ by at most {self.max_difference:.2e}, which is {self.relative:.2e} of the largest, "
             f"{self.max_output:.2e} ({shape}, {dtype})"
         )
+
+
+class Difference(NamedTuple):
+    """How far an artefact's logits are from those of the PyTorch deploy form.
+
+    Attributes:
+        largest: largest absolute difference, as a fraction of the largest logit.
+        rms: root mean square of the difference, as a fraction of that of the logits.
+        agreement: share of images with the same first class.
+        images: how many were compared.
+    """
+
+    largest: float
+    rms: float
+    agreement: float
+    images: int
+
+    @classmethod
+    def between(cls, expected: np.ndarray, actual: np.ndarray) -> "Difference":
+        """Compare logits ``(N, classes)``; all is infinite where one is not a finite number."""
+        if expected.shape != actual.shape:
+            raise RuntimeError(
+                f"the artefact returns the shape {actual.shape} where the model returns {expected.shape}"
+            )
+        error = actual.astype(np.float64) - expected
+        largest = float(np.abs(error).max() / np.abs(expected).max())
+        rms = float(np.sqrt((error**2).mean() / (expected.astype(np.float64) ** 2).mean()))
+        same = expected.reshape(len(expected), -1).argmax(1) == actual.reshape(len(actual), -1).argmax(1)
+        if not (np.isfinite(largest) and np.isfinite(rms)):
+            largest = rms = float("inf")
+        return cls(largest, rms, float(same.mean()), len(expected))
 
 
 @contextmanager

@@ -1,27 +1,27 @@
 """What INT8 costs in accuracy, by runtime, and what equalisation and bias correction win back.
 
-``python -m rdpnet_timm.deploy.accuracy CHECKPOINT --data FOLDER -o OUTPUT`` writes ``accuracy.md`` and
+``rdpnet bench int8-accuracy CHECKPOINT --data FOLDER -o OUTPUT`` writes ``accuracy.md`` and
 ``accuracy.json``.
 """
 
-import argparse
 import json
 import tempfile
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
+from typing import Any, Callable, Dict, List, NamedTuple, Optional
 
 import numpy as np
 import torch
 from torch import nn
 
-from ..checkpoint import atomic_path, load_model
+from ..checkpoint import load_model
 from ..convert import reparameterize
+from ..deploy.bias import correct_bias
+from ..deploy.calibration import Preprocessing
+from ..deploy.equalization import equalize, equalize_activations
+from ..deploy.formats import FORMATS, OPENVINO_BFLOAT16, Options, openvino_has_bfloat16, to_onnx
+from ..deploy.quantize import quantize_onnx, quantize_openvino
+from ..files import atomic_path
 from ..train.data import Images, read_data
-from .bias import correct_bias
-from .calibration import Preprocessing
-from .equalize import equalize, equalize_activations
-from .formats import FORMATS, OPENVINO_BFLOAT16, Options, openvino_has_bfloat16, to_onnx
-from .quantize import quantize_onnx, quantize_openvino
 
 __all__ = ["Row", "evaluate", "measure_accuracy"]
 
@@ -157,21 +157,3 @@ def measure_accuracy(
             path.write_text(json.dumps({**facts, "rows": [row._asdict() for row in rows]}, indent=1) + "\n")
 
     return evaluate(load_model(source, model), train, test, calibration_images, threads, report)
-
-
-def main(argv: Optional[Sequence[str]] = None) -> None:
-    """The command line of this module."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("source", metavar="MODEL_OR_CHECKPOINT")
-    parser.add_argument("--model", metavar="NAME", help="timm name of the model, where the file does not say it")
-    parser.add_argument("--data", required=True, metavar="DATA", help="'digits', or a folder as the trainer reads it")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--calibration-images", type=int, default=300)
-    parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
-    measure_accuracy(args.source, args.data, args.output, args.model, args.calibration_images, args.threads)
-
-
-if __name__ == "__main__":
-    main()

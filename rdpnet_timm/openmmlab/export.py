@@ -1,25 +1,24 @@
 """Export of OpenMMLab's networks to ONNX: a detector's or segmentor's backbone, and a whole segmentor's logits.
 
-``python -m rdpnet_timm.deploy.openmmlab CONFIG [--checkpoint FILE] -o OUTPUT [--size H W]``
+``rdpnet export CONFIG [--checkpoint FILE] -o OUTPUT [--size H W]``
 
 What a detector does behind its backbone and neck, choosing and suppressing boxes, is not exported: the number of its
 boxes depends on the picture, and each runtime has its own operators for it. MMDeploy exists for that.
 """
 
-import argparse
 import json
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Optional, Tuple, Union
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..convert import reparameterize
-from ..verify import evaluating
-from .export import Difference, all_or_nothing, sha256
-from .extras import require
-from .formats import to_onnx
+from ..deploy.formats import to_onnx
+from ..extras import require
+from ..files import all_or_nothing, sha256
+from ..measure.difference import Difference, evaluating
 
 __all__ = ["export_openmmlab"]
 
@@ -105,8 +104,6 @@ def _build(config: Path, checkpoint: Union[str, Path, None]) -> Any:
     from mmengine.registry import MODELS, init_default_scope
     from mmengine.runner import load_checkpoint
 
-    from .. import openmmlab  # noqa: F401  it registers the backbone, and mends loading on today's torch
-
     settings = Config.fromfile(config)
     scope = settings.get("default_scope", "mmdet")
     require(scope, "export of this config")
@@ -124,19 +121,3 @@ def _preprocessing(model: Any) -> Dict[str, Optional[List[float]]]:
     """Mean and std by channel, for pixels of 0 to 255 in RGB, as the model's data preprocessor has them."""
     values = {name: getattr(model.data_preprocessor, name, None) for name in ("mean", "std")}
     return {name: None if value is None else value.flatten().tolist() for name, value in values.items()}
-
-
-def main(argv: Optional[Sequence[str]] = None) -> None:
-    """The command line of this module."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", type=Path, metavar="CONFIG")
-    parser.add_argument("--checkpoint", type=Path, metavar="FILE")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--size", nargs=2, type=int, default=(512, 512), metavar=("H", "W"))
-    args = parser.parse_args(argv)
-    for name, difference in export_openmmlab(args.config, args.output, args.checkpoint, tuple(args.size)).items():
-        print(f"{args.output / name}.onnx: outputs differ by at most {difference.largest:.2e} of the largest")
-
-
-if __name__ == "__main__":
-    main()

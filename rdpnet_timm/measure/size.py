@@ -6,23 +6,14 @@ from typing import List, NamedTuple, Optional, Sequence, Tuple
 
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .convert import reparameterize
+from ..convert import reparameterize
+from .difference import evaluating
+from .published import published_size
 
-__all__ = ["Complexity", "Row", "count", "render", "table"]
-
-# Params (M) and MFLOPs from the paper's Table 3 (CIFAR form) and Table 1 (ImageNet form, width 1 only).
-PAPER = {
-    "rdpnet_025_cifar": (0.20, 6.7),
-    "rdpnet_050_cifar": (0.46, 21.9),
-    "rdpnet_075_cifar": (0.80, 45.9),
-    "rdpnet_100_cifar": (1.3, 78.5),
-    "rdpnet_125_cifar": (1.86, 117.7),
-    "rdpnet_150_cifar": (2.60, 164.3),
-    "rdpnet_100": (1.3, 300.0),
-}
+__all__ = ["Complexity", "Row", "count", "count_macs", "render", "table"]
 
 
 class Complexity(NamedTuple):
@@ -32,16 +23,23 @@ class Complexity(NamedTuple):
     macs: int
 
 
+def count_macs(model: nn.Module, x: Tensor) -> int:
+    """Multiply-accumulates of convolutions and matrix products that ``model`` does for the input ``x``, in evaluation.
+
+    torch's counter sees nothing else: a batch norm, an addition or a ReLU counts nothing.
+    """
+    with evaluating(model), FlopCounterMode(display=False) as counter:
+        model(x)
+    return counter.get_total_flops() // 2
+
+
 def count(model: nn.Module, input_size: Sequence[int]) -> Complexity:
     """Count parameters, and the MACs of one image of ``input_size`` ``(C, H, W)``, as the model is: nothing is fused.
 
-    torch's counter sees convolutions and matrix products; a batch norm, an addition or a ReLU counts nothing.
-    The model runs on the meta device, in evaluation mode, so no arithmetic is done.
+    A copy of the model runs on the meta device, so no arithmetic is done; what counts, see :func:`count_macs`.
     """
-    model = deepcopy(model).to("meta").eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.empty(1, *input_size, device="meta"))
-    return Complexity(sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops() // 2)
+    macs = count_macs(deepcopy(model).to("meta"), torch.empty(1, *input_size, device="meta"))
+    return Complexity(sum(parameter.numel() for parameter in model.parameters()), macs)
 
 
 class Row(NamedTuple):
@@ -68,7 +66,7 @@ def table(models: Sequence[str], input_size: Optional[Sequence[int]] = None) -> 
         model = timm.create_model(name, pretrained=False)
         own_size = tuple(model.pretrained_cfg["input_size"])
         size = tuple(input_size or own_size)
-        paper = PAPER.get(name) if size == own_size else None
+        paper = published_size(name) if size == own_size else None
         rows.append(Row(name, size, count(model, size), count(reparameterize(model), size), paper))
     return rows
 

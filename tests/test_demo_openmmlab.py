@@ -11,7 +11,7 @@ pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
 pytest.importorskip("mim")
 
-from rdpnet_timm.openmmlab import demo
+from rdpnet_timm.demo import openmmlab as demo
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("openmmlab_demo")]
 

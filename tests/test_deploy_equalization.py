@@ -8,7 +8,7 @@ from torch import nn
 
 from rdpnet_timm import RDPNet, reparameterize
 from rdpnet_timm.deploy.bias import correct_bias
-from rdpnet_timm.deploy.equalize import (
+from rdpnet_timm.deploy.equalization import (
     NotStraight,
     equalize,
     equalize_activations,
@@ -16,8 +16,8 @@ from rdpnet_timm.deploy.equalize import (
     scale_outputs,
     straight_path,
 )
+from rdpnet_timm.measure.difference import randomize_norms
 from rdpnet_timm.reparam import Kernel
-from rdpnet_timm.verify import randomize_norms
 
 
 def deployed(dtype=torch.float64, **kwargs):

@@ -10,8 +10,9 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("openvino")
 pytest.importorskip("nncf")
 
-from rdpnet_timm.bench.timing import Measurement
-from rdpnet_timm.deploy import accuracy, speed
+from rdpnet_timm.bench import int8_accuracy as accuracy
+from rdpnet_timm.bench import int8_speed as speed
+from rdpnet_timm.measure.timing import Measurement
 from rdpnet_timm.train.data import Images, read_data
 
 GEMM_MACS = 768**3

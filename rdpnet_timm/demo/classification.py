@@ -1,32 +1,25 @@
-"""``make demo``: the package's three uses from end to end, on data that it draws or that comes with scikit-learn.
+"""A classifier of handwritten digits (1797 real pictures that come with scikit-learn), and its two forms compared."""
 
-A classifier of handwritten digits (1797 real pictures), whose two forms are compared; then a detector and a segmentor
-by OpenMMLab on drawn pictures. Whatever the demo shows is computed as it runs.
-"""
-
-import argparse
-import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Tuple
 
 import torch
 from torch import nn
 
-from .bench.timing import Measurement, measure
-from .checkpoint import save_model
-from .convert import reparameterize
-from .info import count
-from .train import RECIPES, Images, Recipe, Result, Run, read_data, train
-from .train.data import normalized
-from .train.plots import plot_history, plot_predictions
-from .train.progress import progress_bar
-from .train.trainer import predict
-from .verify import Verification, verify
+from ..checkpoint import save_model
+from ..convert import reparameterize
+from ..measure.difference import Verification, verify
+from ..measure.size import count
+from ..measure.timing import Measurement, measure
+from ..train import RECIPES, Images, Recipe, Result, Run, read_data, train
+from ..train.data import normalized
+from ..train.plots import plot_history, plot_predictions
+from ..train.progress import progress_bar
+from ..train.trainer import predict
 
-__all__ = ["Comparison", "classification", "compare", "main"]
+__all__ = ["Comparison", "compare", "run"]
 
 MODEL = "rdpnet_025_cifar"
 FORMS = ("train form", "deploy form")
@@ -82,7 +75,7 @@ def compare(model: nn.Module, test: Images, output: Path, rounds: int = 100) -> 
     )
 
 
-def classification(output: Path, recipe: Recipe = RECIPES["demo"], rounds: int = 100) -> Tuple[Result, Comparison]:
+def run(output: Path, recipe: Recipe = RECIPES["demo"], rounds: int = 100) -> Tuple[Result, Comparison]:
     """Train on the digits, compare the two forms, write weights and pictures to ``output``, print what is found."""
     from rich.console import Console
 
@@ -127,26 +120,3 @@ def _print_comparison(found: Comparison, console: Any) -> None:
         f"The deploy form is {ratio.estimate:.1f} times as fast (95 % interval {ratio.low:.1f} to {ratio.high:.1f}, "
         f"{found.latency.rounds} interleaved rounds, {torch.get_num_threads()} threads)."
     )
-
-
-def main(argv: Optional[List[str]] = None) -> int:
-    """Run the demo."""
-    parser = argparse.ArgumentParser(prog="python -m rdpnet_timm.demo", description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path("demo"), help="folder for pictures and weights")
-    args = parser.parse_args(argv)
-    start = time.perf_counter()
-    try:
-        args.output.mkdir(parents=True, exist_ok=True)
-        classification(args.output)
-        from .openmmlab import demo as openmmlab_demo
-
-        openmmlab_demo.run(args.output)
-        print(f"It took {time.perf_counter() - start:.0f} s.")
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

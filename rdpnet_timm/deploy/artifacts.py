@@ -1,63 +1,29 @@
 """Export of a model: reparameterise, write, read back in the runtime, compare, and only then give it its name."""
 
-import hashlib
 import io
 import json
-import os
-import shutil
 import tempfile
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..bench.timing import measure
 from ..convert import reparameterize
-from ..verify import evaluating
+from ..files import all_or_nothing, sha256
+from ..measure.difference import Difference, evaluating
+from ..measure.timing import measure
 from .bias import correct_bias
 from .calibration import Calibration, Preprocessing, random_images
-from .equalize import NotStraight, equalize
+from .equalization import NotStraight, equalize
 from .formats import FORMATS, Format, Runner, available_threads, known_format
 from .normalize import fold_normalization
 from .quantize import QUANTIZERS
 
-__all__ = ["Artifact", "Difference", "all_or_nothing", "export", "sha256", "table"]
-
-
-class Difference(NamedTuple):
-    """How far an artefact's logits are from those of the PyTorch deploy form.
-
-    Attributes:
-        largest: largest absolute difference, as a fraction of the largest logit.
-        rms: root mean square of the difference, as a fraction of that of the logits.
-        agreement: share of images with the same first class.
-        images: how many were compared.
-    """
-
-    largest: float
-    rms: float
-    agreement: float
-    images: int
-
-    @classmethod
-    def between(cls, expected: np.ndarray, actual: np.ndarray) -> "Difference":
-        """Compare logits ``(N, classes)``; all is infinite where one is not a finite number."""
-        if expected.shape != actual.shape:
-            raise RuntimeError(
-                f"the artefact returns the shape {actual.shape} where the model returns {expected.shape}"
-            )
-        error = actual.astype(np.float64) - expected
-        largest = float(np.abs(error).max() / np.abs(expected).max())
-        rms = float(np.sqrt((error**2).mean() / (expected.astype(np.float64) ** 2).mean()))
-        same = expected.reshape(len(expected), -1).argmax(1) == actual.reshape(len(actual), -1).argmax(1)
-        if not (np.isfinite(largest) and np.isfinite(rms)):
-            largest = rms = float("inf")
-        return cls(largest, rms, float(same.mean()), len(expected))
+__all__ = ["Artifact", "export", "table"]
 
 
 @dataclass
@@ -261,26 +227,6 @@ def _ready_for_int8(
     return (correct_bias(model, images) if bias_correction else model), steps
 
 
-@contextmanager
-def all_or_nothing(output: Path) -> Iterator[Path]:
-    """A scratch folder in ``output``, whose files move up at the end; an error leaves ``output`` as it was."""
-    made = next((folder for folder in [*reversed(output.parents), output] if not folder.exists()), None)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=output, prefix=".export-"))
-    except OSError as error:
-        raise type(error)(f"cannot write to '{output}' ({error.strerror or error}): choose another folder") from None
-    try:
-        yield scratch
-        for file in sorted(scratch.iterdir()):
-            os.replace(file, output / file.name)
-        made = None
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-        if made is not None:
-            shutil.rmtree(made, ignore_errors=True)
-
-
 def _run(runner: Runner, images: np.ndarray, batched: bool) -> np.ndarray:
     batches = [images] if batched else images[:, None]
     return np.concatenate([np.array(runner(np.ascontiguousarray(batch))) for batch in batches])
@@ -392,11 +338,6 @@ def _facts(
         "sha256": {file.name: sha256(file) for file in artifact.files},
         "versions": {package: _version(package) for package in packages},
     }
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 sum of a file, in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _version(package: str) -> Optional[str]:

@@ -1,0 +1,1 @@
+"""``rdpnet demo``: what a newcomer is shown, on data that is drawn or comes with scikit-learn."""
