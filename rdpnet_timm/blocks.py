@@ -91,6 +91,18 @@ class _ConvNorm(nn.Sequential):
         super().__init__(OrderedDict(conv=conv, norm=norm))
 
 
+class _SlicedConv2d(nn.Conv2d):
+    """A strided 1x1 convolution that slices its input and takes a stride of 1: the same numbers.
+
+    torch's own crashes the process in the backward pass on a CPU where the input is in channels_last and has fewer
+    channels than a vector register holds numbers, which is where the stem stands.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, in_channels, H, W)`` to ``(N, out_channels, H / stride, W / stride)``, rounded up."""
+        return F.conv2d(x[:, :, :: self.stride[0], :: self.stride[1]], self.weight, self.bias)
+
+
 class _MultiBranchBlock(Reparameterizable):
     """``ReLU(sum of branches)``; one of ``branches`` and ``reparam_conv`` is there, the other is None.
 
@@ -116,7 +128,9 @@ class _MultiBranchBlock(Reparameterizable):
         dd: Dict[str, Any] = {"device": device, "dtype": dtype}
 
         def conv(size: int, bias: bool) -> nn.Conv2d:
-            return nn.Conv2d(
+            slices = size == 1 and stride > 1 and in_channels < 16  # with more channels slicing costs time
+            conv_class = _SlicedConv2d if slices else nn.Conv2d
+            return conv_class(
                 in_channels,
                 out_channels,
                 size,
