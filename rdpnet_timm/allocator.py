@@ -1,0 +1,37 @@
+"""glibc's allocator, told to keep the memory of freed tensors for a training on a CPU.
+
+glibc gives every freed block above 32 MB back to the kernel, and a training whose maps are that large (224 pixels from
+a batch of about 10, segmentation at 512) then spends up to half of its time in faulting the same pages in again.
+"""
+
+import ctypes
+import os
+
+__all__ = ["keep_freed_memory"]
+
+# the numbers of these settings in glibc's malloc.h; M_ARENA_MAX and the rest stay as they are
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
+LARGEST = 2**31 - 1  # mallopt takes an int
+TOP_PAD = 64 << 20  # bytes by which the heap grows at a time
+
+
+def keep_freed_memory() -> bool:
+    """Keep freed memory in the process, for the next tensor, rather than give it back to the kernel.
+
+    The process then holds, until it ends, about as much as it has needed at its peak. Nothing happens, without a word,
+    where the C library is not glibc, or where the environment variable ``RDPNET_MALLOPT`` is 0.
+
+    Returns:
+        Whether the allocator was told.
+    """
+    if os.environ.get("RDPNET_MALLOPT") == "0":
+        return False
+    try:
+        libc = ctypes.CDLL(None)  # what the process has loaded: None is no name of a library on Windows
+        libc.gnu_get_libc_version  # noqa: B018  (musl has a mallopt that does nothing)
+        mallopt = libc.mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, LARGEST), (M_TOP_PAD, TOP_PAD))
+    accepted = [mallopt(setting, value) == 1 for setting, value in settings]  # every one is set, whatever came before
+    return all(accepted)
