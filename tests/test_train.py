@@ -79,10 +79,45 @@ def test_settings_are_read_by_their_type():
     assert recipe == replace(Recipe(), batch_size=64, ema=0.9, nesterov=True, cooldown=0.5)
 
 
-@pytest.mark.parametrize(("setting", "message"), [("lr=1", "no setting 'lr'; there are epochs"), ("ema=x", "ema=0.0")])
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("lr=1", "no setting 'lr'; there are epochs"),
+        ("ema=x", "ema=0.0"),
+        ("epochs=None", "epochs=200"),
+        ("batch_size=1.5", "batch_size=128"),
+        ("nesterov=2", "nesterov=False"),
+        ("epochs=-1", "epochs must be above 0, got -1"),
+    ],
+)
 def test_a_wrong_setting_is_refused_with_what_was_expected(setting, message):
     with pytest.raises(ValueError, match=message):
         Recipe().with_settings([setting])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        dict(epochs=0),
+        dict(epochs=-1),
+        dict(epochs=float("nan")),
+        dict(epochs=float("inf")),
+        dict(batch_size=0),
+        dict(learning_rate=-0.1),
+        dict(momentum=1.0),
+        dict(weight_decay=-1e-4),
+        dict(cooldown=0.0),
+        dict(label_smoothing=1.0),
+        dict(crop_padding=-1),
+        dict(ema=1.5),
+        dict(small_size=0),
+    ],
+    ids=str,
+)
+def test_a_value_out_of_its_range_is_refused_with_the_value(wrong):
+    ((name, value),) = wrong.items()
+    with pytest.raises(ValueError, match=rf"{name} must be .*got {value}"):
+        Recipe(**wrong)
 
 
 # batches
@@ -256,6 +291,46 @@ def test_different_classes_in_training_and_test_are_refused(tmp_path):
         read_data(str(tmp_path))
 
 
+def test_images_of_another_size_in_training_and_test_are_refused(tmp_path):
+    parquet_folder(tmp_path)
+    write_parquet(tmp_path / "test.parquet", random_images(count=20, size=16), names=("a", "b", "c", "d"))
+    with pytest.raises(ValueError, match="different sizes, 12x12 and 16x16"):
+        read_data(str(tmp_path))
+
+
+def test_a_class_count_that_differs_says_where_names_are_read_from(tmp_path):
+    write_parquet(tmp_path / "train.parquet", random_images(count=20, classes=4))
+    write_parquet(tmp_path / "test.parquet", random_images(count=20, classes=2))
+    with pytest.raises(ValueError, match=r"different classes: 4 and 2, .*'classes' of their metadata"):
+        read_data(str(tmp_path))
+
+
+def test_a_parquet_without_rows_or_with_labels_that_are_no_numbers_is_refused(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    parquet_folder(tmp_path)
+    table = pq.read_table(tmp_path / "test.parquet")
+    pq.write_table(table.slice(0, 0), tmp_path / "test.parquet")
+    with pytest.raises(ValueError, match=r"no images in '.*test.parquet'"):
+        read_data(str(tmp_path))
+    for labels in (["cat"] * 20, [None] + [1] * 19, [0.5] * 20):
+        pq.write_table(table.set_column(1, "label", pa.array(labels)), tmp_path / "test.parquet")
+        with pytest.raises(ValueError, match=r"labels in '.*test.parquet' must be whole numbers"):
+            read_data(str(tmp_path))
+
+
+def test_a_digest_tells_pixels_labels_and_class_counts_apart():
+    images = random_images()
+    other_pixels = replace(images, pixels=images.pixels.clone())
+    other_pixels.pixels[-1, -1, -1, -1] += 1
+    other_labels = replace(images, labels=images.labels.roll(1))
+    other_classes = replace(images, classes=(*images.classes, "e"))
+    flat = replace(images, pixels=images.pixels.reshape(48, 6, 24, 3))
+    found = [each.digest() for each in (images, other_pixels, other_labels, other_classes, flat)]
+    assert len(set(found)) == 5 and replace(images, pixels=images.pixels.clone()).digest() == found[0]
+
+
 # runs
 
 SHORT = Recipe(
@@ -305,7 +380,7 @@ def uninterrupted(tmp_path_factory):
 
 
 def stopped_by_sigterm(run, step, folder):
-    """Train in a process of its own, which gets SIGTERM at a step; what it wrote to its standard error."""
+    """Train in a process that gets SIGTERM within a step, after which it stops; what it wrote to its standard error."""
     code = """
         import os, pickle, signal, sys
         import torch
@@ -313,7 +388,7 @@ def stopped_by_sigterm(run, step, folder):
         torch.set_num_threads(1)
         run, data, step, folder = pickle.load(sys.stdin.buffer)
         def stop(done, total, record):
-            if done == step:
+            if done == step - 1:
                 os.kill(os.getpid(), signal.SIGTERM)
             assert done <= step
         train(run, data, folder, stop)
@@ -334,9 +409,8 @@ def test_a_run_stopped_by_sigterm_within_an_epoch_ends_with_the_same_weights(uni
     resumed = train(Run(MODEL, SHORT, seed=3), data, tmp_path)
     assert_same(weights(resumed.model), weights(whole.model))
     assert resumed.deploy_form == whole.deploy_form
-    # an interrupted epoch's own record begins where it was resumed; the others are the same but for their times
-    for record, expected in zip((resumed.history[0], resumed.history[2]), (whole.history[0], whole.history[2])):
-        timed = ("seconds", "images_per_second")
+    timed = ("seconds", "images_per_second")
+    for record, expected in zip(resumed.history, whole.history):
         assert all(record[name] == expected[name] for name in expected if name not in timed)
 
 
@@ -370,11 +444,122 @@ def test_a_folder_of_another_run_is_refused(uninterrupted, tmp_path):
     train(Run(MODEL, replace(SHORT, epochs=1 / 3), seed=3), data, tmp_path)
     with pytest.raises(ValueError, match="belongs to another run, with seed 3 rather than 5"):
         train(Run(MODEL, SHORT, seed=5), data, tmp_path)
-    with pytest.raises(ValueError, match="belongs to another run, with recipe"):
+    with pytest.raises(ValueError, match=r"belongs to another run, with recipe.mixup 0.2 rather than 0.0; name"):
         train(Run(MODEL, replace(SHORT, mixup=0.0), seed=3), data, tmp_path)
+    with pytest.raises(ValueError, match="belongs to another run, with amp False rather than True"):
+        train(Run(MODEL, SHORT, seed=3, amp=True), data, tmp_path)
+    with pytest.raises(ValueError, match=r"belongs to another run, with training_data \w{64} rather than \w{64}; name"):
+        train(Run(MODEL, SHORT, seed=3), (random_images(count=50, seed=9), data[1]), tmp_path)
+    with pytest.raises(ValueError, match="belongs to another run, with test_data"):
+        train(Run(MODEL, SHORT, seed=3), (data[0], random_images(count=10, seed=9)), tmp_path)
     (tmp_path / "checkpoint.pt").write_bytes(b"cut off")
     with pytest.raises(ValueError, match="is not a checkpoint of this run; delete it"):
         train(Run(MODEL, SHORT, seed=3), data, tmp_path)
+
+
+def rewritten(path, change):
+    """The checkpoint ``path``, written again after ``change``; its bytes."""
+    content = torch.load(path, weights_only=True)
+    change(content)
+    torch.save(content, path)
+    return path.read_bytes()
+
+
+def test_a_checkpoint_of_another_version_is_refused_with_what_it_lacks_or_has_too_much(uninterrupted, tmp_path):
+    data, _ = uninterrupted
+    run, path = Run(MODEL, SHORT, seed=3), tmp_path / "checkpoint.pt"
+    train(replace(run, recipe=replace(SHORT, epochs=1 / 3)), data, tmp_path)
+    good = path.read_bytes()
+
+    def without_data(content):
+        for name in ("training_data", "test_data", "amp"):
+            del content["description"][name]
+        del content["begun"]
+
+    for change, message in (
+        (without_data, r"lacks description.training_data, description.test_data, description.amp, begun, so"),
+        (
+            lambda content: content["description"]["recipe"].update(lookahead=3),
+            "settings lookahead, which this version",
+        ),
+        (lambda content: content.update(step="four"), "is not a checkpoint of this run"),
+    ):
+        path.write_bytes(good)
+        kept = rewritten(path, change)
+        with pytest.raises(ValueError, match=message):
+            train(run, data, tmp_path)
+        assert path.read_bytes() == kept
+
+    # a setting that came later means nothing where it is off
+    path.write_bytes(good)
+    rewritten(path, lambda content: content["description"]["recipe"].pop("small_size"))
+    with pytest.raises(ValueError, match=r"with recipe.small_size 24 rather than 8"):
+        train(run, data, tmp_path)
+
+
+def test_a_checkpoint_with_nan_is_refused(uninterrupted, tmp_path):
+    data, _ = uninterrupted
+    train(Run(MODEL, replace(SHORT, epochs=1 / 3), seed=3), data, tmp_path)
+    rewritten(tmp_path / "checkpoint.pt", lambda content: content["ema"]["module.head.weight"][0].fill_(torch.nan))
+    with pytest.raises(ValueError, match=r"has diverged, ema.module.head.weight is not finite; delete it"):
+        train(Run(MODEL, SHORT, seed=3), data, tmp_path)
+
+
+def test_the_five_minute_save_keeps_the_last_good_checkpoint_from_nan(uninterrupted, tmp_path, monkeypatch):
+    data, _ = uninterrupted
+    created, kept, clock = [], [], [0.0]
+    create = Run.create_model
+    monkeypatch.setattr(Run, "create_model", lambda run, classes: created.append(create(run, classes)) or created[-1])
+    monkeypatch.setattr("rdpnet_timm.train.trainer.time.perf_counter", lambda: clock[0])
+
+    def break_weights(step, steps, record):
+        clock[0] += 1
+        if step == 3:
+            kept.append((tmp_path / "checkpoint.pt").read_bytes())
+            with torch.no_grad():
+                created[-1].stem.branches["conv1x1"].norm.running_var.fill_(torch.nan)  # no loss shows it
+            clock[0] += 301
+
+    with pytest.raises(FloatingPointError, match=r"running_var is not finite in epoch 1.333: .* checkpoint is '"):
+        train(Run(MODEL, SHORT, seed=3), data, tmp_path, break_weights)
+    assert [(tmp_path / "checkpoint.pt").read_bytes()] == kept
+
+
+def test_a_resumed_run_with_dropout_ends_with_the_same_weights(tmp_path):
+    data = random_images(count=50), random_images(count=10, seed=1)
+    run = Run(MODEL, replace(SHORT, epochs=2), seed=3, model_args=(("drop_rate", 0.5),))
+    whole = train(run, data, tmp_path / "whole")
+    with pytest.raises(SystemExit):
+        train(run, data, tmp_path / "stopped", lambda step, *_: step == 1 and signal.raise_signal(signal.SIGTERM))
+    torch.rand(5)  # a caller's own use of the global generator
+    assert_same(weights(train(run, data, tmp_path / "stopped").model), weights(whole.model))
+    without = train(replace(run, model_args=(), recipe=replace(SHORT, epochs=1)), data, tmp_path / "without")
+    assert without.history[0]["train_loss"] != whole.history[0]["train_loss"]
+
+
+def test_the_time_before_a_stop_within_an_epoch_is_counted(tmp_path, monkeypatch):
+    data = random_images(count=50), random_images(count=10, seed=1)
+    run, clock = Run(MODEL, replace(SHORT, epochs=1)), [100.0]
+    monkeypatch.setattr("rdpnet_timm.train.trainer.time.perf_counter", lambda: clock[0])
+
+    def tick(step, steps, record):
+        clock[0] += 10
+        if step == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(SystemExit):
+        train(run, data, tmp_path, tick)
+    clock[0] += 5000  # while it is not running
+    result = train(run, data, tmp_path, tick)
+    (record,) = result.history
+    # three steps of 16 images; one tick between the first and the second, none between the second's save and the third
+    assert record["seconds"] == 10 and record["images_per_second"] == pytest.approx(48 / 10)
+
+
+def test_crops_beyond_the_image_are_refused(tmp_path):
+    images = random_images(size=12)
+    with pytest.raises(ValueError, match="crop_padding must be below the side of the images, 12"):
+        train(Run(MODEL, Recipe(crop_padding=12)), (images, images), tmp_path)
 
 
 def test_a_run_can_be_prolonged_while_its_rate_has_not_begun_to_fall(uninterrupted, tmp_path):

@@ -1,5 +1,6 @@
 """Small images, all in memory: reading them, and making batches of them on the device they lie on."""
 
+import hashlib
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,13 @@ class Images:
         """The same images on ``device``."""
         return Images(self.pixels.to(device), self.labels.to(device), self.classes)
 
+    def digest(self) -> str:
+        """SHA-256 sum of shape, pixels, labels and number of classes, in hexadecimal: equal for the same data."""
+        found = hashlib.sha256(f"{tuple(self.pixels.shape)} {len(self.classes)}".encode())
+        for tensor in (self.pixels, self.labels):
+            found.update(tensor.cpu().contiguous().numpy().data)
+        return found.hexdigest()
+
 
 def read_data(source: str) -> Tuple[Images, Images]:
     """Read training images and test images.
@@ -49,7 +57,7 @@ def read_data(source: str) -> Tuple[Images, Images]:
     Raises:
         FileNotFoundError: there is none of these.
         ValueError: an image that cannot be decoded or is of another size, a label outside the classes, train and test
-            images of different classes.
+            images of different classes or sizes, no images at all.
     """
     folder = Path(source)
     if source == "digits":
@@ -69,7 +77,13 @@ def read_data(source: str) -> Tuple[Images, Images]:
     if train.classes != test.classes:
         raise ValueError(
             f"train and test images in '{source}' have different classes: {len(train.classes)} and "
-            f"{len(test.classes)}, {', '.join(train.classes[:5])}... and {', '.join(test.classes[:5])}..."
+            f"{len(test.classes)}, {', '.join(train.classes[:5])}... and {', '.join(test.classes[:5])}...; parquet "
+            "files name theirs in the entry 'classes' of their metadata, else every label up to the largest is a class"
+        )
+    if train.pixels.shape[1:] != test.pixels.shape[1:]:
+        sizes = [f"{part.pixels.shape[2]}x{part.pixels.shape[1]}" for part in (train, test)]
+        raise ValueError(
+            f"train and test images in '{source}' have different sizes, {sizes[0]} and {sizes[1]}: scale them to one"
         )
     return train, test
 
@@ -104,7 +118,11 @@ def _read_parquet(path: Path) -> Images:
         raise ValueError(
             f"cannot read '{path}', expected a parquet file with columns image and label: {error}"
         ) from None
+    if not len(table):
+        raise ValueError(f"there are no images in '{path}'")
     labels = table["label"].to_numpy()
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"the labels in '{path}' must be whole numbers in every row, got {labels.dtype}")
     names = ((table.schema.metadata or {}).get(b"classes") or b"").decode()
     classes = tuple(names.split(",")) if names else tuple(str(label) for label in range(int(labels.max()) + 1))
     pixels = []

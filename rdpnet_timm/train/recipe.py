@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, fields, replace
-from typing import Dict, Iterable, Optional
+from typing import Callable, Dict, Iterable, Optional
 
 __all__ = ["RECIPES", "Recipe", "recipe_named"]
 
@@ -30,6 +30,9 @@ class Recipe:
         ema: decay a step of the exponential moving average of the weights, which then is the result; 0 is none.
         small_size: the side to which images are shrunk in the first ``small_epochs``, in pixels.
         small_epochs: epochs on shrunk images, which cost (small_size / size)^2 of the time.
+
+    Raises:
+        ValueError: a value out of its range.
     """
 
     epochs: float = 200
@@ -50,6 +53,25 @@ class Recipe:
     small_size: int = 24
     small_epochs: float = 0.0
 
+    def __post_init__(self) -> None:
+        def check(name: str, is_right: Callable[[float], bool], expected: str) -> None:
+            value = getattr(self, name)
+            if not (isinstance(value, (int, float)) and math.isfinite(value) and is_right(value)):
+                raise ValueError(f"{name} must be {expected}, got {value}")
+
+        for name in ("epochs", "learning_rate"):
+            check(name, lambda value: value > 0, "above 0")
+        for name in ("batch_size", "small_size"):
+            check(name, lambda value: value >= 1 and value == int(value), "a whole number from 1 on")
+        for name in ("momentum", "ema", "label_smoothing"):
+            check(name, lambda value: 0 <= value < 1, "from 0 to below 1")
+        for name in ("weight_decay", "warmup_epochs", "crop_padding", "cutout", "mixup", "small_epochs"):
+            check(name, lambda value: value >= 0, "0 or more")
+        if self.cooldown is not None:
+            check("cooldown", lambda value: 0 < value <= 1, "above 0 and at most 1, or None for a cosine")
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs a momentum above 0, got 0")
+
     def learning_rate_at(self, epoch: float) -> float:
         """The learning rate after ``epoch`` epochs, which may be a fraction."""
         done = epoch / self.epochs
@@ -62,7 +84,7 @@ class Recipe:
         """The recipe with changes written as ``name=value``.
 
         Raises:
-            ValueError: an unknown name, or a value of another type.
+            ValueError: an unknown name, or a value of another type or out of its range.
         """
         values: Dict[str, object] = {}
         known = {field.name: field.type for field in fields(self)}
@@ -71,8 +93,10 @@ class Recipe:
             if name not in known:
                 raise ValueError(f"a recipe has no setting '{name}'; there are {', '.join(known)}")
             try:
-                if text in ("True", "False", "None"):
-                    values[name] = {"True": True, "False": False, "None": None}[text]
+                if text == "None" and known[name] == Optional[float]:
+                    values[name] = None
+                elif known[name] is bool:
+                    values[name] = ("False", "True").index(text) == 1
                 else:
                     values[name] = int(text) if known[name] is int else float(text)
             except ValueError:

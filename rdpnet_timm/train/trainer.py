@@ -1,15 +1,16 @@
 """One training run: resumable at any step, seeded, logged as JSON lines, its result evaluated in both forms."""
 
 import json
+import math
 import pickle
 import signal
 import sys
 import threading
 import time
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import timm
 import torch
@@ -119,9 +120,10 @@ def train(
 ) -> Result:
     """Train, from where a former call with the same ``output`` was stopped.
 
-    Every random number is a function of the seed and the number of the step, so a run that was stopped ends with the
-    same weights as one that was not, to the bit on a CPU with the same number of threads. It can be stopped by SIGTERM
-    or Ctrl-C, which writes a checkpoint, or in any other way, which loses five minutes at most.
+    Every random number is a function of the seed and the number of the step, dropout's too, for which torch's global
+    generator is seeded anew at each step. So a run that was stopped ends with the same weights as one that was not, to
+    the bit on a CPU with the same number of threads. It can be stopped by SIGTERM or Ctrl-C, which writes a checkpoint,
+    or in any other way, which loses five minutes at most. Only finite numbers ever replace a checkpoint.
 
     Args:
         run: what to train.
@@ -130,18 +132,25 @@ def train(
         report: called after every step with its number, their total and, after an epoch, its record.
 
     Raises:
-        ValueError: ``output`` holds another run, or fewer images than classes make no batch.
+        ValueError: ``output`` holds another run (of another recipe, other data, another precision) or a broken one;
+            there are no images; the recipe's crops do not fit the images.
         OSError: ``output`` cannot be written.
         SystemExit: with status 143 or 130, after a signal.
-        FloatingPointError: the loss is not finite.
+        FloatingPointError: the loss or the weights are not finite; the last good checkpoint is kept.
     """
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
+    digests = [images.digest() for images in data]
     training, test = (images.to(run.device) for images in data)
     recipe, classes = run.recipe, len(training.classes)
     batch_size = min(recipe.batch_size, len(training))
     if not len(training) or not len(test):
         raise ValueError(f"nothing to learn from: {len(training)} training images and {len(test)} test images")
+    if recipe.crop_padding >= min(training.pixels.shape[1:3]):
+        raise ValueError(
+            f"crop_padding must be below the side of the images, {min(training.pixels.shape[1:3])}, of which it is a "
+            f"reflection; got {recipe.crop_padding}"
+        )
     epoch_steps = len(training) // batch_size
     steps = max(1, round(recipe.epochs * epoch_steps))
 
@@ -155,23 +164,23 @@ def train(
         nesterov=recipe.nesterov,
         weight_decay=recipe.weight_decay,
     )
-    state = _Checkpoint(output / "checkpoint.pt", run, len(training), epoch_steps, model, ema, optimizer)
-    step, history = state.load()
+    state = _Checkpoint(output / "checkpoint.pt", run, len(training), digests, epoch_steps, model, ema, optimizer)
+    step, history, begun = state.load()
     forward = torch.compile(model, mode=run.compile) if run.compile else model
     generator = torch.Generator(run.device)
-    losses, hits = (torch.zeros((), device=run.device) for _ in range(2))
-    since, first = time.perf_counter(), step
-    saved = since
+    order: Optional[Tensor] = None
+    losses, hits = (torch.tensor(number, device=run.device) for number in (begun.loss, begun.hits))
+    count, saved = begun.steps, time.perf_counter()
+    since = saved - begun.seconds
 
     model.train()
     with _stop_signals() as stopped:
         while step < steps:
-            if step % epoch_steps == 0 or step == first:
+            if order is None or step % epoch_steps == 0:
                 generator.manual_seed(_mixed(run.seed, step // epoch_steps, 1))
                 order = torch.randperm(len(training), generator=generator, device=run.device)
-                losses.zero_(), hits.zero_()
-                since, first = time.perf_counter(), step
             generator.manual_seed(_mixed(run.seed, step, 2))
+            torch.manual_seed(_mixed(run.seed, step, 3))  # what dropout draws from
             indices = order[step % epoch_steps * batch_size :][:batch_size]
             x = _normalized(augmented_batch(training, indices, recipe, generator), model)
             x, targets = mixed_batch(x, training.labels[indices], classes, recipe, generator)
@@ -186,15 +195,16 @@ def train(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            step += 1
+            step, count = step + 1, count + 1
             if ema is not None:
                 ema.update(model, step)
             losses += loss.detach()
             hits += (logits.detach().argmax(1) == training.labels[indices]).sum()
 
             record: Dict[str, float] = {}
+            halts = bool(stopped)  # asked before the save: what comes during it or later is for the next step
             if step % epoch_steps == 0 or step == steps:
-                count, seconds = step - first, time.perf_counter() - since
+                seconds = time.perf_counter() - since
                 record = dict(
                     epoch=round(step / epoch_steps, 4),
                     learning_rate=optimizer.param_groups[0]["lr"],
@@ -203,21 +213,21 @@ def train(
                     seconds=round(seconds, 2),
                     images_per_second=round(count * batch_size / seconds, 1),
                 )
-                if not record["train_loss"] < float("inf"):
-                    raise FloatingPointError(
-                        f"the loss is {record['train_loss']} in epoch {record['epoch']}: lower the learning rate "
-                        f"({recipe.learning_rate}); the checkpoint of the epoch before is in '{output}'"
-                    )
+                state.require_finite(step, float(losses))
                 found = evaluate(reparameterize(ema.module if ema else model), test, amp=run.amp)
                 record.update(test_accuracy=found.accuracy, test_loss=found.loss)
                 history.append(record)
-                state.save(step, history)
+                state.save(step, history, _Begun())
                 _write_log(output / "log.jsonl", history)
-            elif stopped or time.perf_counter() - saved > 300:
-                state.save(step, history)
+                losses.zero_(), hits.zero_()
+                count, since = 0, time.perf_counter()
+                saved = since
+            elif halts or time.perf_counter() - saved > 300:
+                seconds = time.perf_counter() - since
+                state.save(step, history, _Begun(float(losses), float(hits), count, seconds))
                 saved = time.perf_counter()
             report(step, steps, record)
-            if stopped and step < steps:
+            if halts and step < steps:
                 print(f"stopped at step {step} of {steps}; the same command goes on from there", file=sys.stderr)
                 raise SystemExit(128 + stopped[0])
 
@@ -265,6 +275,16 @@ def _step_settings(recipe: Recipe, step: int, epoch_steps: int) -> Tuple[float, 
     return recipe.learning_rate_at((step + 0.5) / epoch_steps), step < recipe.small_epochs * epoch_steps
 
 
+@dataclass(frozen=True)
+class _Begun:
+    """What there is of an epoch that has not come to its end: sums over its steps, their number and their time."""
+
+    loss: float = 0.0
+    hits: float = 0.0
+    steps: int = 0
+    seconds: float = 0.0
+
+
 class _Checkpoint:
     """The state of a run on disk, and what run it belongs to."""
 
@@ -273,6 +293,7 @@ class _Checkpoint:
         path: Path,
         run: Run,
         images: int,
+        digests: Sequence[str],
         epoch_steps: int,
         model: nn.Module,
         ema: Optional[ModelEmaV3],
@@ -286,47 +307,91 @@ class _Checkpoint:
             model_args=dict(run.model_args),
             seed=run.seed,
             images=images,
+            training_data=digests[0],
+            test_data=digests[1],
+            amp=run.amp,
             recipe=asdict(run.recipe),
         )
         self.parts: Dict[str, Any] = dict(model=model, optimizer=optimizer)
         if ema is not None:
             self.parts["ema"] = ema
 
-    def save(self, step: int, history: List[Dict[str, float]]) -> None:
-        content = dict(step=step, history=history, description=self.description)
+    def require_finite(self, step: int, loss: float) -> None:
+        """Raise a FloatingPointError if the training has diverged."""
+        broken = "" if math.isfinite(loss) else f"the loss is {loss}"
+        for name, part in self.parts.items():
+            broken = broken or _not_finite(part.state_dict(), name)
+        if broken:
+            kept = f"the last good checkpoint is '{self.path}'" if self.path.exists() else "nothing was saved so far"
+            raise FloatingPointError(
+                f"{broken} in epoch {step / self.epoch_steps:.4g}: lower the learning rate "
+                f"({self.recipe.learning_rate}) or begin with a longer warm-up; {kept}"
+            )
+
+    def save(self, step: int, history: List[Dict[str, float]], begun: _Begun) -> None:
+        self.require_finite(step, begun.loss)
+        content = dict(step=step, history=history, description=self.description, begun=asdict(begun))
         content.update({name: part.state_dict() for name, part in self.parts.items()})
         with atomic_path(self.path) as file:
             torch.save(content, file)
 
-    def load(self) -> Tuple[int, List[Dict[str, float]]]:
-        """The step to go on from, and the records up to there."""
+    def load(self) -> Tuple[int, List[Dict[str, float]], _Begun]:
+        """The step to go on from, the records up to there, and what there is of the next one."""
         if not self.path.exists():
-            return 0, []
+            return 0, [], _Begun()
         try:
             content = torch.load(self.path, map_location="cpu", weights_only=True)
-            self._check(content["description"], content["step"])
+            step, history, description = content["step"], content["history"], content["description"]
+            self._check(description, step, content.get("begun"))
             for name, part in self.parts.items():
+                broken = _not_finite(content[name], name)
+                if broken:
+                    raise ValueError(f"'{self.path}' is of a run that has diverged, {broken}; delete it to start anew")
                 part.load_state_dict(content[name])
-        except (EOFError, KeyError, RuntimeError, OSError, pickle.UnpicklingError) as error:
+            return step, history, _Begun(**content["begun"])
+        except (AttributeError, EOFError, KeyError, OSError, RuntimeError, TypeError, pickle.UnpicklingError) as error:
             raise ValueError(
                 f"'{self.path}' is not a checkpoint of this run; delete it to start anew ({type(error).__name__})"
             ) from error
-        return content["step"], content["history"]
 
-    def _check(self, found: Dict[str, Any], step: int) -> None:
+    def _check(self, found: Dict[str, Any], step: int, begun: Any) -> None:
+        finish = "finish the run with the version of rdpnet-timm that began it, or delete the file to start anew"
+        missing = [f"description.{name}" for name in self.description if name not in found]
+        if missing or begun is None:
+            missing += ["begun"] * (begun is None)
+            raise ValueError(
+                f"'{self.path}' lacks {', '.join(missing)}, so it does not tell whether it is of these data and "
+                f"settings: it was written by another version; {finish}"
+            )
+        unknown = sorted(set(found["recipe"]) - {field.name for field in fields(Recipe)})
+        if unknown:
+            raise ValueError(
+                f"'{self.path}' was trained by a recipe with the settings {', '.join(unknown)}, which this version "
+                f"does not have; {finish}"
+            )
         # Another length is still the same run as long as it asks for the same steps up to here.
         former = Recipe(**found["recipe"])
-        shape: Dict[str, Any] = dict(epochs=former.epochs, cooldown=former.cooldown, small_epochs=former.small_epochs)
-        expected = dict(self.description, recipe=asdict(replace(self.recipe, **shape)))
-        differing = [name for name in expected if expected[name] != found.get(name)]
+        length = ("epochs", "cooldown", "small_epochs")
+        theirs = {**found, **{f"recipe.{name}": value for name, value in asdict(former).items()}}
+        ours = {**self.description, **{f"recipe.{name}": value for name, value in asdict(self.recipe).items()}}
+        skipped = {"recipe", *(f"recipe.{name}" for name in length)}
+        differing = [name for name in ours if name not in skipped and ours[name] != theirs[name]]
         settings = [
             [_step_settings(recipe, done, self.epoch_steps) for done in range(step)] for recipe in (former, self.recipe)
         ]
-        if not differing and settings[0] != settings[1]:
-            differing = ["recipe"]
+        if settings[0] != settings[1]:
+            differing += [f"recipe.{name}" for name in length if ours[f"recipe.{name}"] != theirs[f"recipe.{name}"]]
         if differing:
             raise ValueError(
                 f"'{self.path}' belongs to another run, with "
-                + ", ".join(f"{name} {found.get(name)} rather than {self.description[name]}" for name in differing)
+                + ", ".join(f"{name} {theirs[name]} rather than {ours[name]}" for name in differing)
                 + "; name another output folder, or delete it"
             )
+
+
+def _not_finite(state: Any, name: str) -> str:
+    """What of a state dict, dicts in it included, is not finite; empty where all is."""
+    if isinstance(state, Tensor):
+        return "" if not state.is_floating_point() or state.isfinite().all() else f"{name} is not finite"
+    parts = state.items() if isinstance(state, dict) else ()
+    return next((found for key, part in parts if (found := _not_finite(part, f"{name}.{key}"))), "")
