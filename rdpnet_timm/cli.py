@@ -2,7 +2,10 @@
 
 import argparse
 import sys
-from typing import Any, List, Optional, TypeAlias
+from typing import TYPE_CHECKING, Any, List, Optional, TypeAlias
+
+if TYPE_CHECKING:
+    from .train.trainer import Run
 
 __all__ = ["main"]
 
@@ -169,7 +172,6 @@ def _add_train(subcommands: Subcommands) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
-    from dataclasses import replace
     from pathlib import Path
 
     import torch
@@ -177,17 +179,14 @@ def _train(args: argparse.Namespace) -> None:
     from .train.data import read_data
     from .train.plots import plot_history
     from .train.progress import progress_bar
-    from .train.recipe import recipe_named
     from .train.release import release
-    from .train.trainer import Run, train
+    from .train.trainer import train
 
-    if args.threads:
+    run = _run_of(args)
+    if args.threads is not None:
+        if args.threads < 1:
+            raise ValueError(f"--threads must be at least 1, got {args.threads}")
         torch.set_num_threads(args.threads)
-    recipe = recipe_named(args.recipe).with_settings(args.set)
-    if args.epochs:
-        recipe = replace(recipe, epochs=args.epochs)
-    model_args = tuple(sorted(args.model_args.items()))
-    run = Run(args.model, recipe, args.seed, model_args, _device(args), args.amp, args.compile)
     data, output = read_data(args.data), Path(args.output)
     with progress_bar(f"{args.model}, seed {args.seed}") as report:
         result = train(run, data, output, report)
@@ -196,6 +195,20 @@ def _train(args: argparse.Namespace) -> None:
     plot_history(result.history, output / "training.png", f"{args.model} on {data_name}")
     print(f"train form {card['accuracy_train_form']:.2f} %, deploy form {card['accuracy_deploy_form']:.2f} % of")
     print(f"{card['test_images']} test images, in {card['seconds']} s; {output}/weights.safetensors")
+
+
+def _run_of(args: argparse.Namespace) -> "Run":
+    """What the options of ``rdpnet train`` say."""
+    from dataclasses import replace
+
+    from .train.recipe import recipe_named
+    from .train.trainer import Run
+
+    recipe = recipe_named(args.recipe).with_settings(args.set)
+    if args.epochs is not None:
+        recipe = replace(recipe, epochs=args.epochs)
+    model_args = tuple(sorted(args.model_args.items()))
+    return Run(args.model, recipe, args.seed, model_args, _device(args), args.amp, args.compile)
 
 
 def _add_evaluate(subcommands: Subcommands) -> None:
@@ -218,11 +231,15 @@ def _evaluate(args: argparse.Namespace) -> None:
 
     from .checkpoint import load_model
     from .convert import reparameterize
-    from .train.data import read_data
+    from .train.data import read_data, require_classes
     from .train.trainer import evaluate
+    from .weights import class_names
 
     test = read_data(args.data)[1].to(_device(args))
     model = load_model(args.weights, args.model) if args.weights else timm.create_model(args.model, pretrained=True)
+    source = args.weights or model.pretrained_cfg.get("file")
+    if source:
+        require_classes(test, class_names(source), args.weights or args.model)
     model = model.to(device=_device(args), memory_format=torch.channels_last)
     for name, form in (("train", model), ("deploy", reparameterize(model))):
         found = evaluate(form, test)
@@ -249,16 +266,25 @@ def _add_table(subcommands: Subcommands) -> None:
 def _table(args: argparse.Namespace) -> None:
     from pathlib import Path
 
+    from .train.data import read_data
     from .train.tables import format_table, run_table
 
     output = Path(args.output)
-    try:
-        if not args.print:
-            if args.data is None:
-                raise ValueError("name the data: rdpnet table NUMBER DATA -o DIR; with --print nothing is run")
-            run_table(args.number, output, args.seeds, [args.data, *args.rest], args.jobs)
-    finally:
-        print(format_table(args.number, output, args.column))
+    if not args.print:
+        if args.data is None:
+            raise ValueError("name the data: rdpnet table NUMBER DATA -o DIR; with --print nothing is run")
+        options = [args.data, *args.rest]
+        parser = argparse.ArgumentParser(prog="rdpnet")
+        _add_train(parser.add_subparsers(required=True))
+        trained = parser.parse_args(["train", *options, "--output", args.output])
+        if (trained.model, trained.model_args) != ("rdpnet_025_cifar", {}):  # the defaults
+            raise ValueError("a table has its own models: leave out --model and --model-args")
+        try:
+            run_table(args.number, output, args.seeds, options, _run_of(trained), read_data(args.data), args.jobs)
+        except RuntimeError:
+            print(format_table(args.number, output, args.column))
+            raise
+    print(format_table(args.number, output, args.column))
 
 
 def _add_export(subcommands: Subcommands) -> None:

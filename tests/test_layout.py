@@ -19,7 +19,7 @@ FLOORS = (  # from the top; __init__ is the door, and stands outside
     ("deploy", "blocks"),
     ("measure", "fused"),
     ("convert", "weights"),
-    ("reparam", "files", "extras"),
+    ("reparam", "files", "extras", "allocator"),
 )
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,11 +20,12 @@ import torch.nn.functional as F
 from PIL import Image
 
 from rdpnet_timm import reparameterize
+from rdpnet_timm.checkpoint import save_model
 from rdpnet_timm.cli import main
 from rdpnet_timm.train import RECIPES, Images, Recipe, Run, evaluate, read_data, train
 from rdpnet_timm.train.data import augmented_batch, mixed_batch, normalized
 from rdpnet_timm.train.release import release
-from rdpnet_timm.train.tables import TABLES, format_table
+from rdpnet_timm.train.tables import TABLES, format_table, run_table
 
 MODEL = "rdpnet_025_cifar"
 
@@ -670,18 +671,70 @@ def test_a_table_has_a_model_for_every_row_of_the_papers(number, rows):
         set(TABLES[number]) == set(PAPER[f"table{number}"].rows)
     )
     assert len(TABLES[number]) == rows
-    assert len(set(TABLES[number].values())) == rows
-    assert all(options[1] in timm.list_models("rdpnet_*_cifar") for options in TABLES[number].values())
+    networks = [(network.model, tuple(network.model_args.items())) for network in TABLES[number].values()]
+    assert len(set(networks)) == rows and all(model in timm.list_models("rdpnet_*_cifar") for model, _ in networks)
+
+
+def card_of(row, number=3, **others):
+    """What a finished run of a row leaves on its card, as far as a table needs it."""
+    training, test = read_data("digits")
+    return {
+        **TABLES[number][row]._asdict(),
+        "recipe": asdict(RECIPES["digits"]),
+        "amp": False,
+        "seed": 0,
+        "training_data": training.digest(),
+        "test_data": test.digest(),
+        **others,
+    }
+
+
+def write_card(folder, row, seed, **card):
+    name = "".join(character if character.isalnum() or character in ".-" else "_" for character in row)
+    path = folder / name / f"seed{seed}" / "weights.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"seed": seed, **card}))
+    return path
 
 
 def test_a_table_gives_mean_and_spread_over_seeds_beside_the_papers_figure(tmp_path):
     for seed, accuracy in ((0, 90.0), (1, 91.0)):
-        folder = tmp_path / "RDPNet-0.25x" / f"seed{seed}"
-        folder.mkdir(parents=True)
-        (folder / "weights.json").write_text(json.dumps({"accuracy_deploy_form": accuracy}))
+        write_card(tmp_path, "RDPNet-0.25x", **card_of("RDPNet-0.25x", accuracy_deploy_form=accuracy, seed=seed))
     lines = format_table(3, tmp_path, "CIFAR-10 %").splitlines()
     assert lines[2] == "| RDPNet-0.25x | 89.7 | 90.50 | ±0.71 | 2 | +0.80 |"
     assert lines[3] == "| RDPNet-0.5x | 92.0 | not run |  | 0 |  |"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        dict(recipe=asdict(RECIPES["demo"])),
+        dict(amp=True),
+        dict(training_data="0" * 64),
+        dict(test_data="0" * 64),
+        dict(model="rdpnet_050_cifar"),
+        dict(model_args={"shuffle_groups": 0}),
+    ],
+    ids=lambda other: next(iter(other)),
+)
+def test_runs_of_other_settings_or_data_make_no_table_and_are_not_taken_for_finished(tmp_path, other, monkeypatch):
+    monkeypatch.setattr("rdpnet_timm.train.tables.subprocess.run", lambda command: pytest.fail("nothing is to be run"))
+    row = "RDPNet-0.25x"
+    write_card(tmp_path, row, **card_of(row, accuracy_deploy_form=90.0))
+    odd = write_card(tmp_path, row, **card_of(row, accuracy_deploy_form=91.0, **{"seed": 1, **other}))
+    name = "recipe.epochs" if "recipe" in other else next(iter(other))
+    with pytest.raises(ValueError, match=f"'{odd}' is the card of another run, with {name} .* rather than"):
+        format_table(3, tmp_path, "CIFAR-10 %")
+    run = Run(MODEL, RECIPES["digits"])
+    with pytest.raises(ValueError, match=f"'{odd}' is the card of another run, with {name} .* rather than"):
+        run_table(3, tmp_path, [1], ["digits", "--recipe", "digits"], run, read_data("digits"))
+
+
+def test_a_card_that_is_none_is_not_taken_for_a_finished_run(tmp_path):
+    path = write_card(tmp_path, "RDPNet-0.25x", 0, accuracy_deploy_form=90.0)
+    path.write_text("{}")
+    with pytest.raises(ValueError, match="is not the card of a finished run"):
+        run_table(3, tmp_path, [0], ["digits"], Run(MODEL, RECIPES["digits"]), read_data("digits"))
 
 
 def test_a_tables_runs_are_made_once_and_those_that_failed_are_named(tmp_path, monkeypatch, capsys):
@@ -689,24 +742,76 @@ def test_a_tables_runs_are_made_once_and_those_that_failed_are_named(tmp_path, m
 
     def run(command):
         commands.append(command)
-        folder = Path(command[command.index("--output") + 1])
         if "pointwise_identity=True" in command:
             return SimpleNamespace(returncode=1)
-        folder.mkdir(parents=True)
-        (folder / "weights.json").write_text(json.dumps({"accuracy_deploy_form": 70.0}))
+        row, seed = "no identity, shuffle (RDPNet)", int(command[command.index("--seed") + 1])
+        if "shuffle_groups=0" in command:
+            row = "no identity, no shuffle"
+        card = write_card(tmp_path, row, **card_of(row, 8, seed=seed, accuracy_deploy_form=70.0))
+        assert card.parent == Path(command[command.index("--output") + 1])
         return SimpleNamespace(returncode=0)
 
     monkeypatch.setattr("rdpnet_timm.train.tables.subprocess.run", run)
-    arguments = ["table", "8", "folder", "--output", str(tmp_path), "--jobs", "2", "--seeds", "0", "1"]
-    arguments += ["--column", "CIFAR-100 %"]
-    assert main([*arguments, "--print"]) == 0 and not commands
+    arguments = ["--output", str(tmp_path), "--column", "CIFAR-100 %", "--jobs", "2", "--seeds", "0", "1"]
+    assert main(["table", "8", *arguments, "--print"]) == 0 and not commands
     assert capsys.readouterr().out.count("not run") == 4
-    assert main([*arguments, "--recipe", "paper"]) == 1
+    with_data = ["table", "8", "digits", *arguments, "--recipe", "digits"]
+    assert main(with_data) == 1
     printed = capsys.readouterr()
     assert "4 runs failed" in printed.err and "identity in PW, shuffle, seed 1: exit status 1" in printed.err
     assert "| no identity, shuffle (RDPNet) | 73.8 | 70.00 | ±0.00 | 2 | -3.80 |" in printed.out
-    assert len(commands) == 8 and all(command[4:7] == ["folder", "--recipe", "paper"] for command in commands)
-    assert main(arguments) == 1 and len(commands) == 12
+    assert len(commands) == 8 and all(command[4:7] == ["digits", "--recipe", "digits"] for command in commands)
+    assert main(with_data) == 1 and len(commands) == 12
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "no data in 'nowhere'"),
+        ([], "name the data"),
+        (["digits", "--epochs", "0"], "epochs must be above 0, got 0.0"),
+        (["digits", "--epochs", "-1"], "epochs must be above 0, got -1.0"),
+        (["digits", "--jobs", "0"], "jobs must be at least 1, got 0"),
+        (["digits", "--model", "rdpnet_050_cifar"], "leave out --model and --model-args"),
+        (["digits", "--recipe", "lazy"], "lazy"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_would_fail_in_every_run_of_a_table_fails_before_the_first(
+    arguments, message, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("rdpnet_timm.train.tables.subprocess.run", lambda command: pytest.fail("nothing is to be run"))
+    assert main(["table", "3", *arguments, "--output", str(tmp_path / "out")]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("option", "value"), [("--epochs", "0"), ("--epochs", "-1"), ("--threads", "0")])
+def test_a_number_that_trains_nothing_is_refused_and_nothing_written(tmp_path, capsys, option, value):
+    assert main(["train", "digits", "--output", str(tmp_path / "out"), option, value]) == 1
+    assert f"{option.strip('-')} must be" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_are_not_scored_on_images_of_other_classes(tmp_path, capsys):
+    assert main(["evaluate", "digits", "--model", "rdpnet_025_cifar"]) == 1  # CIFAR-10's, of as many classes
+    assert "10 classes (airplane, automobile, bird, ...) apart, the images are of 10" in capsys.readouterr().err
+    data = parquet_folder(tmp_path)
+    weights = tmp_path / "weights.safetensors"
+    save_model(timm.create_model(MODEL, num_classes=4), weights, MODEL, {"num_classes": 4})
+    for classes, status in (("abcd", 0), ("abdc", 1)):
+        weights.with_suffix(".json").write_text(json.dumps({"classes": list(classes)}))
+        assert main(["evaluate", data, "--weights", str(weights)]) == status
+    weights.with_suffix(".json").unlink()
+    assert main(["evaluate", data, "--weights", str(weights)]) == 0  # nothing is known of their classes
+
+
+def test_training_on_a_cpu_keeps_freed_memory(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr("rdpnet_timm.train.trainer.keep_freed_memory", lambda: calls.append(True))
+    images = random_images(count=16)
+    train(Run(MODEL, Recipe(epochs=1, batch_size=16)), (images, images), tmp_path)
+    assert calls == [True]
 
 
 # the shuffle

@@ -4,7 +4,7 @@ import hashlib
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Tuple, Union
+from typing import Any, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from ..extras import require
 from .recipe import Recipe
 
-__all__ = ["Images", "augmented_batch", "mixed_batch", "normalized", "read_data"]
+__all__ = ["Images", "augmented_batch", "mixed_batch", "normalized", "read_data", "require_classes"]
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,24 @@ def read_data(source: str) -> Tuple[Images, Images]:
             f"train and test images in '{source}' have different sizes, {sizes[0]} and {sizes[1]}: scale them to one"
         )
     return train, test
+
+
+def require_classes(images: Images, names: Optional[Sequence[str]], source: str) -> None:
+    """Refuse images of other classes than weights tell apart; ``names`` are None where that is not known.
+
+    Raises:
+        ValueError: the names differ.
+    """
+    if names is not None and tuple(names) != images.classes:
+        raise ValueError(
+            f"'{source}' tells {_listed(names)} apart, the images are of {_listed(images.classes)}: an accuracy would "
+            "say nothing. Take weights of these classes; if they are the same, name them alike (a parquet file: in "
+            "the entry 'classes' of its metadata)"
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{len(names)} classes ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
 
 
 def _images(pixels: np.ndarray, labels: Any, classes: Tuple[str, ...], source: str) -> Images:

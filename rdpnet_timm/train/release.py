@@ -49,6 +49,8 @@ def release(result: Result, run: Run, test: Images, path: Path, data: str) -> Di
         data=data,
         classes=list(test.classes),
         training_images=result.training_images,
+        training_data=result.digests[0],
+        test_data=result.digests[1],
         recipe=asdict(run.recipe),
         epochs=run.recipe.epochs,
         amp=run.amp,

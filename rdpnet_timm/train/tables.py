@@ -5,17 +5,33 @@ import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
-from typing import Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
 from ..measure.published import PAPER
+from .data import Images
+from .recipe import Recipe
+from .trainer import Run
 
-__all__ = ["TABLES", "format_table", "run_table"]
+__all__ = ["TABLES", "Network", "format_table", "run_table"]
 
-# the row of the paper's table, and the options that make it
-TABLES: Dict[int, Dict[str, Tuple[str, ...]]] = {
+
+class Network(NamedTuple):
+    """What makes a row of a table: a timm model and its arguments."""
+
+    model: str
+    model_args: Dict[str, Any] = {}
+
+    @property
+    def options(self) -> List[str]:
+        """Of ``rdpnet train``."""
+        return ["--model", self.model, "--model-args", *(f"{name}={value}" for name, value in self.model_args.items())]
+
+
+TABLES: Dict[int, Dict[str, Network]] = {
     3: {
-        f"RDPNet-{width}x": ("--model", f"rdpnet_{name}_cifar")
+        f"RDPNet-{width}x": Network(f"rdpnet_{name}_cifar")
         for width, name in (
             ("0.25", "025"),
             ("0.5", "050"),
@@ -26,18 +42,26 @@ TABLES: Dict[int, Dict[str, Tuple[str, ...]]] = {
         )
     },
     8: {
-        row: ("--model", "rdpnet_100_cifar", "--model-args", *arguments)
+        row: Network("rdpnet_100_cifar", arguments)
         for row, arguments in (
-            ("identity in PW, no shuffle", ("pointwise_identity=True", "shuffle_groups=0")),
-            ("no identity, no shuffle", ("shuffle_groups=0",)),
-            ("identity in PW, shuffle", ("pointwise_identity=True",)),
-            ("no identity, shuffle (RDPNet)", ("shuffle_groups=2",)),
+            ("identity in PW, no shuffle", dict(pointwise_identity=True, shuffle_groups=0)),
+            ("no identity, no shuffle", dict(shuffle_groups=0)),
+            ("identity in PW, shuffle", dict(pointwise_identity=True)),
+            ("no identity, shuffle (RDPNet)", dict(shuffle_groups=2)),
         )
     },
 }
 
 
-def run_table(number: int, output: Path, seeds: Sequence[int], options: Sequence[str], jobs: int = 1) -> None:
+def run_table(
+    number: int,
+    output: Path,
+    seeds: Sequence[int],
+    options: Sequence[str],
+    run: Run,
+    data: Tuple[Images, Images],
+    jobs: int = 1,
+) -> None:
     """Make the runs of a table, each in a process and a folder of its own; those that are finished are left out.
 
     Args:
@@ -45,34 +69,86 @@ def run_table(number: int, output: Path, seeds: Sequence[int], options: Sequence
         output: a folder; its subfolders are the runs.
         seeds: the seeds to run every row with.
         options: the data and more options of ``rdpnet train``, the same for all.
+        run: what these options say, but for network and seed: a finished run is one of the same settings.
+        data: what is read from the data that ``options`` name.
         jobs: how many runs at the same time; several small ones can share one GPU.
 
     Raises:
+        ValueError: a folder holds a finished run of other settings or data; nothing was run then.
         RuntimeError: a run failed; the others go on to their end first.
     """
+    if jobs < 1:
+        raise ValueError(f"jobs must be at least 1, got {jobs}")
+    common = _settings(dict(recipe=asdict(run.recipe), amp=run.amp, **_digests(data)))
+    unfinished = []
+    for seed in seeds:
+        for row, network in TABLES[number].items():
+            card = _folder(output, row, seed) / "weights.json"
+            if card.exists():
+                _require_same(card, {**common, **_settings(network._asdict()), "seed": seed})
+            else:
+                unfinished.append((row, seed))
 
     def start(work: Tuple[str, int]) -> str:
         row, seed = work
+        command = [sys.executable, "-m", "rdpnet_timm.cli", "train", *options, *TABLES[number][row].options]
         folder = _folder(output, row, seed)
-        if (folder / "weights.json").exists():
-            return ""
-        command = [sys.executable, "-m", "rdpnet_timm.cli", "train", *options, *TABLES[number][row]]
         finished = subprocess.run([*command, "--seed", str(seed), "--output", str(folder)])
         return f"{row}, seed {seed}: exit status {finished.returncode}" if finished.returncode else ""
 
     with ThreadPoolExecutor(jobs) as pool:
-        failures = [failure for failure in pool.map(start, [(r, s) for s in seeds for r in TABLES[number]]) if failure]
+        failures = [failure for failure in pool.map(start, unfinished) if failure]
     if failures:
         raise RuntimeError(f"{len(failures)} runs failed, see their messages above: {'; '.join(failures)}")
 
 
+def _digests(data: Tuple[Images, Images]) -> Dict[str, str]:
+    return dict(training_data=data[0].digest(), test_data=data[1].digest())
+
+
+def _settings(card: Dict[str, Any]) -> Dict[str, Any]:
+    """What has to be the same of two runs, of a card's entries; a recipe's settings one by one."""
+    names = ("model", "model_args", "amp", "training_data", "test_data")
+    recipe = {**asdict(Recipe()), **card["recipe"]} if "recipe" in card else {}
+    return {
+        **{name: card[name] for name in names if name in card},
+        **{f"recipe.{name}": value for name, value in recipe.items()},
+    }
+
+
+def _require_same(path: Path, expected: Dict[str, Any]) -> None:
+    try:
+        card = json.loads(path.read_text())
+        found = {**_settings(card), "seed": card["seed"]}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"'{path}' is not the card of a finished run ({error!r}): delete its folder") from None
+    differing = [
+        f"{name} {found.get(name)} rather than {ours}" for name, ours in expected.items() if ours != found.get(name)
+    ]
+    if differing:
+        raise ValueError(
+            f"'{path}' is the card of another run, with {', '.join(differing)}; name another output folder or delete it"
+        )
+
+
 def format_table(number: int, output: Path, column: str) -> str:
-    """A Markdown table of the paper's accuracies in ``column`` ('CIFAR-10 %') and the mean of those in ``output``."""
+    """A Markdown table of the paper's accuracies in ``column`` ('CIFAR-10 %') and the mean of those in ``output``.
+
+    Raises:
+        ValueError: the runs in ``output`` differ in more than network and seed, so that they make no table.
+    """
     paper = PAPER[f"table{number}"]
+    common: Dict[str, Any] = {}
     lines = [f"| {column} | paper | ours | spread | seeds | difference |", "|---|---|---|---|---|---|"]
     for row in TABLES[number]:
         theirs = paper.rows[row][paper.columns.index(column)] if column in paper.columns else None
-        found = _accuracies(output, row)
+        found = []
+        for path in sorted(_folder(output, row, 0).parent.glob("seed*/weights.json")):
+            card = json.loads(path.read_text())
+            settings = _settings({**card, **TABLES[number][row]._asdict()})
+            common = common or {name: value for name, value in settings.items() if name not in Network._fields}
+            _require_same(path, {**common, **TABLES[number][row]._asdict()})
+            found.append(card["accuracy_deploy_form"])
         cells = [row, "" if theirs is None else f"{theirs:.1f}"]
         if found:
             mean = statistics.fmean(found)
@@ -87,8 +163,3 @@ def format_table(number: int, output: Path, column: str) -> str:
 def _folder(output: Path, row: str, seed: int) -> Path:
     name = "".join(character if character.isalnum() or character in ".-" else "_" for character in row)
     return output / name / f"seed{seed}"
-
-
-def _accuracies(output: Path, row: str) -> List[float]:
-    cards = sorted(_folder(output, row, 0).parent.glob("seed*/weights.json"))
-    return [json.loads(card.read_text())["accuracy_deploy_form"] for card in cards]

@@ -19,6 +19,7 @@ from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
+from ..allocator import keep_freed_memory
 from ..convert import reparameterize
 from ..files import atomic_path
 from ..measure.difference import evaluating
@@ -73,13 +74,23 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run: the model in train form, its test results in both forms (float32), the lines of ``log.jsonl``."""
+    """A finished run.
+
+    Attributes:
+        model: in the train form.
+        train_form: test results in this form, float32.
+        deploy_form: the same in the other one.
+        history: the lines of ``log.jsonl``.
+        training_images: their number.
+        digests: of training and test images, see :meth:`Images.digest`.
+    """
 
     model: nn.Module
     train_form: Evaluation
     deploy_form: Evaluation
     history: List[Dict[str, float]]
     training_images: int
+    digests: Tuple[str, str]
 
 
 def predict(model: nn.Module, images: Images, batch_size: int = 500, amp: bool = False) -> Tensor:
@@ -140,7 +151,9 @@ def train(
     """
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
-    digests = [images.digest() for images in data]
+    if torch.device(run.device).type == "cpu":
+        keep_freed_memory()
+    digests = data[0].digest(), data[1].digest()
     training, test = (images.to(run.device) for images in data)
     recipe, classes = run.recipe, len(training.classes)
     batch_size = min(recipe.batch_size, len(training))
@@ -232,7 +245,8 @@ def train(
                 raise SystemExit(128 + stopped[0])
 
     model = ema.module if ema is not None else model
-    return Result(model, evaluate(model, test), evaluate(reparameterize(model), test), history, len(training))
+    forms = evaluate(model, test), evaluate(reparameterize(model), test)
+    return Result(model, *forms, history, len(training), digests)
 
 
 def _mixed(*numbers: int) -> int:
