@@ -2,6 +2,7 @@
 
 import json
 import re
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Dict, Optional, Union
 
@@ -16,7 +17,7 @@ from .measure.difference import Verification, verify
 from .rdpnet import convert_state_dict
 from .weights.reading import read_checkpoint
 
-__all__ = ["convert_checkpoint", "load_checkpoint", "load_model", "save_model"]
+__all__ = ["convert_checkpoint", "deploy_form_of", "load_checkpoint", "load_model", "save_model"]
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".bin")
 
@@ -135,6 +136,11 @@ def save_model(model: nn.Module, path: Union[str, Path], arch: str, model_args: 
             torch.save({"arch": arch, "model_args": model_args, "state_dict": state_dict}, temporary)
 
 
+def deploy_form_of(model: nn.Module) -> nn.Module:
+    """The deploy form of a model, merged in float64 and cast back: some of timm's blocks merge in theirs."""
+    return reparameterize(deepcopy(model).double(), inplace=True).to(next(model.parameters()).dtype)
+
+
 def convert_checkpoint(
     source: Union[str, Path],
     output: Union[str, Path],
@@ -168,7 +174,7 @@ def convert_checkpoint(
     if any("reparam_conv." in name for name in checkpoint.state_dict):
         raise ValueError(f"'{source}' is in the deploy form already")
     trained = load_model(source, model, use_ema)
-    deployed = reparameterize(trained)
+    deployed = deploy_form_of(trained)
     verification = verify(trained, deployed)
     verification.require(tolerance)
     arch = model or str(checkpoint.arch)

@@ -10,6 +10,10 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 
+class _WrongUsage(ValueError):
+    """What was asked makes no sense: status 2, as argparse has it."""
+
+
 Subcommands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
@@ -74,8 +78,9 @@ def _add_verify(subcommands: Subcommands) -> None:
     parser = subcommands.add_parser(
         "verify",
         help="how far the train and the deploy form differ",
-        description="Compare a checkpoint with its deploy form, made here or read from a second checkpoint. Without a "
-        "checkpoint, compare the forms of all of RDPNet's models, every batch norm random.",
+        description="Compare a checkpoint with its deploy form, made here or read from a second checkpoint: their "
+        "outputs on random images, and every converted part on an input of its own. Without a checkpoint, compare the "
+        "forms of all of RDPNet's models, every batch norm random.",
     )
     _add_checkpoint_arguments(parser, nargs="?")
     parser.add_argument("deployed", nargs="?", metavar="DEPLOYED", help="a checkpoint in the deploy form")
@@ -86,21 +91,29 @@ def _add_verify(subcommands: Subcommands) -> None:
 def _verify(args: argparse.Namespace) -> None:
     from timm import list_models
 
-    from .checkpoint import load_model
+    from .checkpoint import deploy_form_of, load_model
     from .convert import reparameterize
-    from .measure.difference import randomize_norms, verify
+    from .measure.difference import compare_outputs, randomize_norms, verify
 
     if args.checkpoint is None:
         for name in list_models("rdpnet*"):
             model = randomize_norms(load_model(name))
             for dtype in ("float", "double"):
-                verification = verify(getattr(model, dtype)(), reparameterize(model))
+                deployed = reparameterize(getattr(model, dtype)())
+                # the parts are compared in float64 in either case
+                verification = (verify if dtype == "float" else compare_outputs)(model, deployed)
                 verification.require(args.tolerance)
                 print(f"{name}: {verification}")
         return
     model = load_model(args.checkpoint, args.model, not args.no_ema)
-    deployed = load_model(args.deployed, args.model) if args.deployed else reparameterize(model)
+    deployed = load_model(args.deployed, args.model) if args.deployed else deploy_form_of(model)
     verification = verify(model, deployed)
+    if not verification.parts:
+        both = f"'{args.checkpoint}' and '{args.deployed}' are" if args.deployed else f"'{args.checkpoint}' is"
+        raise _WrongUsage(
+            f"nothing was compared: {both} in one form, and no part was converted; give the train form first, and its "
+            "deploy form after it or nothing: rdpnet verify TRAINED [DEPLOYED]"
+        )
     verification.require(args.tolerance)
     print(verification)
 
@@ -540,7 +553,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         sys.stderr.close()
     except (ArithmeticError, ImportError, OSError, RuntimeError, ValueError) as error:
         print(f"rdpnet {args.command}: error: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, _WrongUsage) else 1
     except KeyboardInterrupt:
         print(f"rdpnet {args.command}: interrupted", file=sys.stderr)
         return 130

@@ -45,6 +45,18 @@ def test_reparam_writes_the_deploy_form_and_verify_accepts_it(tmp_path: Path, ca
     assert "not the same function" in capsys.readouterr().err
 
 
+def test_verify_says_that_nothing_was_compared_where_no_part_is_converted(tmp_path: Path, capsys: Any) -> None:
+    model = timm.create_model("rdpnet_025_cifar")
+    trained, deployed = str(tmp_path / "trained.pth"), str(tmp_path / "deployed.safetensors")
+    torch.save({"arch": "rdpnet_025_cifar", "state_dict": model.state_dict()}, trained)
+    assert main(["reparam", trained, "-o", deployed]) == 0
+    for words in ([deployed], [deployed, deployed], [trained, trained]):
+        capsys.readouterr()
+        assert main(["verify", *words]) == 2, words
+        assert "nothing was compared" in capsys.readouterr().err
+    assert main(["verify", trained, deployed]) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

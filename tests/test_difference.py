@@ -1,5 +1,6 @@
 """verify() measures what it says, and leaves the models as they were."""
 
+import copy
 import math
 
 import pytest
@@ -7,7 +8,8 @@ import timm
 import torch
 from torch import nn
 
-from rdpnet_timm import Verification, verify
+from rdpnet_timm import Verification, reparameterize, verify
+from rdpnet_timm.measure.difference import Difference, compare_outputs, randomize_norms
 
 
 class Scaled(nn.Module):
@@ -37,6 +39,102 @@ def test_it_compares_in_evaluation_and_restores_every_mode() -> None:
     assert [module.training for module in model.modules()] == modes
     assert verify(model, model).input_shape == (2, 3, 32, 32)
     assert verify(timm.create_model("rdpnet_025_cifar", in_chans=1), timm.create_model("rdpnet_025_cifar", in_chans=1))
+
+
+def hiding(dead: "list[int]") -> nn.Module:
+    """A network in which three channels of a middle module stay dead on all but huge inputs."""
+    model = randomize_norms(timm.create_model("rdpnet_025_cifar"), decades=0.3).eval()
+    with torch.no_grad():
+        for norm in (m for m in model.stages[2][5].depth.modules() if isinstance(m, nn.BatchNorm2d)):
+            norm.bias[dead] = -20.0
+    return model
+
+
+def test_scrambled_columns_that_no_image_excites_are_found() -> None:
+    dead = [3, 17, 40]
+    model = hiding(dead)
+    deployed = reparameterize(model)
+    good = verify(model, deployed)
+    assert good.parts == 21 and good.relative <= 1e-6, good
+    with torch.no_grad():
+        weight = deployed.stages[2][5].point.reparam_conv.weight
+        weight[:, dead] = weight[:, dead].roll(1, 0)
+    assert compare_outputs(model, deployed).relative <= 1e-5, "the damage must be one that images do not show"
+    found = verify(model, deployed)
+    assert found.relative > 1e-2 and found.worst_part == "stages.2.5", found
+    with pytest.raises(RuntimeError, match=r"not the same function.*'stages\.2\.5'"):
+        found.require(1e-4)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("where", ["stem.reparam_conv.weight", "stages.3.0.point.reparam_conv.bias", "head.weight"])
+def test_one_number_that_is_none_is_found_anywhere(where: str, value: float) -> None:
+    model = randomize_norms(timm.create_model("rdpnet_025_cifar"), decades=0.3)
+    deployed = reparameterize(model)
+    with torch.no_grad():
+        deployed.get_parameter(where).flatten()[-1] = value
+    with pytest.raises(RuntimeError, match=r"nan|inf"):
+        verify(model, deployed).require(1e3)
+
+
+def test_a_number_that_is_none_is_found_in_any_output() -> None:
+    x = torch.ones(1, 2, 1, 1)
+    for factor in (math.nan, math.inf):
+        found = verify(Scaled(2.0), Scaled(factor), x)  # the first output is the same in both
+        assert not found.relative <= 1e9, found
+    model = timm.create_model("rdpnet_025_cifar", features_only=True)
+    deployed = reparameterize(model)
+    with torch.no_grad():
+        deployed.stages_3[0].point.reparam_conv.weight[0] = math.nan
+    for compare in (verify, compare_outputs):
+        with pytest.raises(RuntimeError, match="nan"):
+            compare(model, deployed).require(1e3)
+    logits = torch.randn(4, 3).numpy()
+    broken = logits.copy()
+    broken[2, 1] = math.nan
+    assert Difference.between(logits, broken).largest == math.inf == Difference.between(broken, broken).rms
+
+
+def test_a_changed_weight_outside_the_converted_parts_is_found() -> None:
+    model = timm.create_model("rdpnet_025_cifar")
+    deployed = reparameterize(model)
+    with torch.no_grad():
+        deployed.head.weight[3, 100] *= 1.01
+    found = verify(model, deployed)
+    assert 1e-3 < found.relative <= 1e-2 and found.worst_part == "head.weight", found
+
+
+def test_forms_in_half_precision_differ_by_its_rounding_alone() -> None:
+    model = randomize_norms(timm.create_model("rdpnet_025_cifar"), decades=0.3)
+    for dtype, rounding in ((torch.float16, 2**-10), (torch.bfloat16, 2**-7)):
+        found = verify(model, reparameterize(model).to(dtype).float())
+        assert found.largest_of_parts <= rounding, found
+
+
+def test_a_model_beside_itself_or_a_wrapper_has_no_converted_part() -> None:
+    model = timm.create_model("rdpnet_025_cifar").eval()
+    deployed = reparameterize(model)
+    assert verify(model, model).parts == verify(deployed, deployed).parts == 0
+    assert verify(model, torch.compile(deployed, backend="eager")).parts == 21
+    traced = torch.jit.trace(deployed, torch.randn(2, 3, 32, 32))
+    assert verify(model, traced).relative <= 1e-5
+
+
+def test_it_leaves_no_hook_and_no_changed_weight_behind() -> None:
+    model = timm.create_model("rdpnet_025_cifar")
+    deployed = reparameterize(model)
+    before = copy.deepcopy((model.state_dict(), deployed.state_dict()))
+    verify(model, deployed)
+    for form, state in zip((model, deployed), before):
+        assert not any(module._forward_pre_hooks for module in form.modules())
+        assert all(torch.equal(tensor, state[name]) for name, tensor in form.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["mobileone_s0", "repghostnet_050", "fastvit_t8", "levit_128s"])
+def test_other_networks_are_compared_part_by_part_too(name: str) -> None:
+    model = timm.create_model(name).eval()
+    found = verify(model, reparameterize(model), torch.randn(1, 3, *timm.get_pretrained_cfg(name).input_size[1:]))
+    assert found.parts > 10 and found.relative <= 1e-5, found
 
 
 def test_models_of_other_shapes_are_refused() -> None:

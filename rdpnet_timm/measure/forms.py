@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..convert import reparameterize
-from .difference import verify
+from .difference import compare_outputs, verify
 
 __all__ = ["deploy_form", "fold_norms", "settle_norms"]
 
@@ -79,10 +79,14 @@ def deploy_form(model: nn.Module, x: Tensor) -> nn.Module:
         RuntimeError: the form computes something else than the model does.
     """
     dtype, trained = x.dtype, deepcopy(model).double()
-    deployed = fold_norms(reparameterize(trained).double(), x.double())
+    deployed = reparameterize(trained).double()
+    merged = verify(trained, deployed, x)
+    deployed = fold_norms(deployed, x.double())
     if [type(module) for module in deployed.modules()] == [type(module) for module in model.modules()]:
         return model
-    verification = verify(trained, deployed, x)
-    if not verification.relative <= _TOLERANCE:
-        raise RuntimeError(f"the deploy form of {type(model).__name__} is not the network as trained: {verification}")
+    for verification in (merged, compare_outputs(trained, deployed, x)):
+        if not verification.relative <= _TOLERANCE:
+            raise RuntimeError(
+                f"the deploy form of {type(model).__name__} is not the network as trained: {verification}"
+            )
     return deployed.to(dtype)

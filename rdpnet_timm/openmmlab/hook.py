@@ -10,7 +10,7 @@ from mmengine.registry import HOOKS
 from torch import Tensor, nn
 
 from ..convert import deploy_method, reparameterize
-from ..measure.difference import verify
+from ..measure.difference import compare_outputs
 from ..measure.size import count_macs
 
 __all__ = ["ReparameterizeHook"]
@@ -127,7 +127,7 @@ class ReparameterizeHook(Hook):
         lines = [f"ReparameterizeHook: {before / 1e6:.3f} M parameters before, {after / 1e6:.3f} M after"]
         for name, x in inputs.items():
             part, merged = train_form.get_submodule(name), deployed.get_submodule(name)
-            found = verify(part, merged, x)
+            found = compare_outputs(part, merged, x)
             try:
                 found.require(self.tolerance)
             except RuntimeError as error:
