@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench gpu clean
 
 demo: .venv/ready
 	$(BIN)/rdpnet demo --output demo
@@ -17,6 +17,10 @@ lint: .venv/ready
 
 bench: .venv/ready
 	$(BIN)/rdpnet bench all -o bench
+
+# what wants an accelerator: checks, the paper's tables of accuracies, weights; see recipes/gpu.sh
+gpu: .venv/ready
+	recipes/gpu.sh
 
 # uv resolves and installs the whole stack in a fraction of pip's time; it comes from the registry, by pip.
 .venv/ready: pyproject.toml constraints.txt
