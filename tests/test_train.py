@@ -764,6 +764,17 @@ def test_a_tables_runs_are_made_once_and_those_that_failed_are_named(tmp_path, m
     assert main(with_data) == 1 and len(commands) == 12
 
 
+def test_the_ablations_can_be_those_of_another_width(tmp_path, monkeypatch):
+    commands = []
+    monkeypatch.setattr(
+        "rdpnet_timm.train.tables.subprocess.run",
+        lambda command: commands.append(command) or SimpleNamespace(returncode=1),
+    )
+    assert main(["table", "8", "digits", "-o", str(tmp_path), "--model", "rdpnet_025_cifar"]) == 1
+    assert [command[command.index("--model") + 1] for command in commands] == ["rdpnet_025_cifar"] * 4
+    assert len({tuple(command[command.index("--model-args") :]) for command in commands}) == 4
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -772,7 +783,8 @@ def test_a_tables_runs_are_made_once_and_those_that_failed_are_named(tmp_path, m
         (["digits", "--epochs", "0"], "epochs must be above 0, got 0.0"),
         (["digits", "--epochs", "-1"], "epochs must be above 0, got -1.0"),
         (["digits", "--jobs", "0"], "jobs must be at least 1, got 0"),
-        (["digits", "--model", "rdpnet_050_cifar"], "leave out --model and --model-args"),
+        (["digits", "--model", "rdpnet_050_cifar"], "leave out --model rdpnet_050_cifar"),
+        (["digits", "--model-args", "shuffle_groups=0"], "leave out --model-args"),
         (["digits", "--recipe", "lazy"], "lazy"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

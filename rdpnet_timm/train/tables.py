@@ -7,14 +7,14 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from ..measure.published import PAPER
 from .data import Images
 from .recipe import Recipe
 from .trainer import Run
 
-__all__ = ["TABLES", "Network", "format_table", "run_table"]
+__all__ = ["TABLES", "Network", "format_table", "networks", "run_table"]
 
 
 class Network(NamedTuple):
@@ -53,6 +53,20 @@ TABLES: Dict[int, Dict[str, Network]] = {
 }
 
 
+def networks(number: int, model: Optional[str] = None) -> Dict[str, Network]:
+    """The rows of a table, Table 8's of another ``model`` where one is given: its ablations are of any width.
+
+    Raises:
+        ValueError: ``model`` for a table whose rows are models.
+    """
+    rows = TABLES[number]
+    if model is None:
+        return rows
+    if len({network.model for network in rows.values()}) > 1:
+        raise ValueError(f"the rows of Table {number} are its models: leave out --model {model}")
+    return {row: network._replace(model=model) for row, network in rows.items()}
+
+
 def run_table(
     number: int,
     output: Path,
@@ -61,6 +75,7 @@ def run_table(
     run: Run,
     data: Tuple[Images, Images],
     jobs: int = 1,
+    model: Optional[str] = None,
 ) -> None:
     """Make the runs of a table, each in a process and a folder of its own; those that are finished are left out.
 
@@ -72,6 +87,7 @@ def run_table(
         run: what these options say, but for network and seed: a finished run is one of the same settings.
         data: what is read from the data that ``options`` name.
         jobs: how many runs at the same time; several small ones can share one GPU.
+        model: of all rows, see :func:`networks`.
 
     Raises:
         ValueError: a folder holds a finished run of other settings or data; nothing was run then.
@@ -80,9 +96,10 @@ def run_table(
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
     common = _settings(dict(recipe=asdict(run.recipe), amp=run.amp, **_digests(data)))
+    rows = networks(number, model)
     unfinished = []
     for seed in seeds:
-        for row, network in TABLES[number].items():
+        for row, network in rows.items():
             card = _folder(output, row, seed) / "weights.json"
             if card.exists():
                 _require_same(card, {**common, **_settings(network._asdict()), "seed": seed})
@@ -91,7 +108,7 @@ def run_table(
 
     def start(work: Tuple[str, int]) -> str:
         row, seed = work
-        command = [sys.executable, "-m", "rdpnet_timm.cli", "train", *options, *TABLES[number][row].options]
+        command = [sys.executable, "-m", "rdpnet_timm.cli", "train", *options, *rows[row].options]
         folder = _folder(output, row, seed)
         finished = subprocess.run([*command, "--seed", str(seed), "--output", str(folder)])
         return f"{row}, seed {seed}: exit status {finished.returncode}" if finished.returncode else ""
