@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from .convert import reparameterize
 from .files import atomic_path
 from .measure.difference import Verification, verify
-from .rdpnet import convert_state_dict
-from .weights.reading import read_checkpoint
+from .rdpnet import RDPNet, convert_state_dict
+from .weights.reading import Checkpoint, read_checkpoint
 
 __all__ = ["convert_checkpoint", "deploy_form_of", "load_checkpoint", "load_model", "save_model"]
 
@@ -27,9 +27,26 @@ def load_checkpoint(model: nn.Module, path: Union[str, Path], use_ema: bool = Tr
 
     Raises:
         FileNotFoundError, ValueError: as :func:`read_checkpoint`.
-        RuntimeError: the weights are not those of this model; the message names the first difference.
+        RuntimeError: the weights are not those of this model; the message names the first difference. Strides cannot
+            be read off weights, so a file that names its model must name one with the strides of this one.
     """
-    _load_whole(model, read_checkpoint(path, use_ema).state_dict, str(path))
+    checkpoint = read_checkpoint(path, use_ema)
+    _require_strides(model, checkpoint, str(path))
+    _load_whole(model, checkpoint.state_dict, str(path))
+
+
+def _require_strides(model: nn.Module, checkpoint: Checkpoint, source: str) -> None:
+    """Refuse weights of the form for 32x32 images in a network for 224x224, and the other way round."""
+    if not (isinstance(model, RDPNet) and (checkpoint.arch or "").startswith("rdpnet_")):
+        return
+    strides = checkpoint.model_args.get("strides", (1, 1) if str(checkpoint.arch).endswith("_cifar") else (2, 2))
+    expected, own = (strides[0], strides[0] * strides[1]), tuple(info["reduction"] for info in model.feature_info[:2])
+    if own != expected:
+        raise RuntimeError(
+            f"cannot load '{source}': its weights are those of {checkpoint.arch}, whose first stages have the strides "
+            f"{expected}, and this model's have {own}: the shapes agree, the function does not. Create the model as "
+            f"timm.create_model('{checkpoint.arch}')"
+        )
 
 
 def _load_whole(model: nn.Module, state_dict: Dict[str, Tensor], source: str) -> None:
@@ -53,37 +70,77 @@ def _load_whole(model: nn.Module, state_dict: Dict[str, Tensor], source: str) ->
     model.load_state_dict(state_dict)
 
 
-def load_model(source: Union[str, Path], model: Optional[str] = None, use_ema: bool = True, **kwargs: Any) -> nn.Module:
-    """Create a model from a timm name, or from a checkpoint together with its weights.
+def load_model(
+    source: Union[str, Path],
+    model: Optional[str] = None,
+    use_ema: bool = True,
+    random_weights: bool = False,
+    **kwargs: Any,
+) -> nn.Module:
+    """Create a model together with its weights: from a timm name, or from a checkpoint.
 
     Args:
-        source: a name known to timm, with a tag (``resnet18.a1_in1k``) to have its pretrained weights; or the path of
-            a checkpoint.
+        source: a name known to timm, with the tag of its pretrained weights (``resnet18.a1_in1k``) or without, for
+            those that the name stands for; ``hf-hub:...`` or ``local-dir:...``; or the path of a checkpoint.
         model: the timm name of the checkpoint's model; by default the one that the file names.
         use_ema: take the averaged weights where the file has them.
-        kwargs: arguments for the model. Of an RDPNet's checkpoint the form, ``num_classes`` and ``in_chans`` are read
-            off the weights.
+        random_weights: create the model of a name with random weights, as for timing.
+        kwargs: arguments for the model. ``num_classes`` is read off a checkpoint's weights, of an RDPNet's also the
+            form and ``in_chans``.
 
     Raises:
         FileNotFoundError: ``source`` is neither a name that timm knows nor a file.
-        RuntimeError, ValueError: the file cannot be read, does not fit, or does not tell what model it is of.
+        RuntimeError, ValueError: there are no weights for the name; the file cannot be read, does not fit, or does not
+            tell what model it is of, or tells of another one.
     """
     if not Path(source).is_file():
-        if timm.is_model(str(source)) or str(source).startswith(("hf-hub:", "local-dir:")):
-            return timm.create_model(str(source), pretrained="." in str(source), **kwargs)
-        raise FileNotFoundError(
-            f"'{source}' is neither a file nor a model that timm knows; for the names see timm.list_models('rdpnet*')"
-        )
+        return _pretrained(str(source), random_weights, kwargs)
     checkpoint = read_checkpoint(source, use_ema)
+    if checkpoint.arch and model and _base(checkpoint.arch) != _base(model):
+        raise ValueError(
+            f"'{source}' says that it is of {checkpoint.arch}, and {model} was named (--model): name no model, or the "
+            "checkpoint of that one"
+        )
     name = model or checkpoint.arch
     if name is None:
         raise ValueError(
             f"'{source}' does not say what model it is of; name it (--model){_candidates(checkpoint.state_dict)}"
         )
-    args = {**checkpoint.model_args, **_args_of(checkpoint.state_dict), **kwargs}
-    created = timm.create_model(name, pretrained=False, **args)
+    created = timm.create_model(name, pretrained=False, **{**_creation_args(checkpoint, name), **kwargs})
     _load_whole(created, checkpoint.state_dict, str(source))
     return created
+
+
+def _base(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def _pretrained(name: str, random_weights: bool, kwargs: Dict[str, Any]) -> nn.Module:
+    is_elsewhere = name.startswith(("hf-hub:", "local-dir:"))
+    if not (is_elsewhere or timm.is_model(name)):
+        raise FileNotFoundError(
+            f"'{name}' is neither a file nor a model that timm knows; for the names see timm.list_models('rdpnet*')"
+        )
+    if not (random_weights or is_elsewhere):
+        config = timm.models.get_pretrained_cfg(name)
+        if config is None or not config.has_weights:
+            raise ValueError(
+                f"there are no pretrained weights for '{name}': give a checkpoint in its place, or ask for random "
+                "weights, for timing or a trial (--random-weights; in Python random_weights=True)"
+            )
+    return timm.create_model(name, pretrained=not random_weights, **kwargs)
+
+
+def _creation_args(checkpoint: Checkpoint, name: str) -> Dict[str, Any]:
+    """What to create the model of a checkpoint with: what the file says, and what its weights show."""
+    args = {**checkpoint.model_args, **_args_of(checkpoint.state_dict)}
+    config = timm.models.get_pretrained_cfg(name)
+    classifier = getattr(config, "classifier", None)
+    for layer in (classifier,) if isinstance(classifier, str) else classifier or ():
+        weight = checkpoint.state_dict.get(f"{layer}.weight")
+        if weight is not None:
+            args["num_classes"] = weight.shape[0]
+    return args
 
 
 def _args_of(state_dict: Dict[str, Tensor]) -> Dict[str, Any]:
@@ -178,6 +235,6 @@ def convert_checkpoint(
     verification = verify(trained, deployed)
     verification.require(tolerance)
     arch = model or str(checkpoint.arch)
-    args = {**checkpoint.model_args, **_args_of(checkpoint.state_dict)}
+    args = _creation_args(checkpoint, arch)
     save_model(deployed, output, arch, {**args, "inference_mode": True} if _args_of(checkpoint.state_dict) else args)
     return verification

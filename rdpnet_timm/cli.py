@@ -97,7 +97,7 @@ def _verify(args: argparse.Namespace) -> None:
 
     if args.checkpoint is None:
         for name in list_models("rdpnet*"):
-            model = randomize_norms(load_model(name))
+            model = randomize_norms(load_model(name, random_weights=True))
             for dtype in ("float", "double"):
                 deployed = reparameterize(getattr(model, dtype)())
                 # the parts are compared in float64 in either case
@@ -229,9 +229,7 @@ def _add_evaluate(subcommands: Subcommands) -> None:
         "evaluate", help="accuracy of weights on small images, in both forms", description="Accuracy in both forms."
     )
     _add_data(parser)
-    parser.add_argument(
-        "--model", default="rdpnet_025_cifar", metavar="NAME", help="a timm model, with the tag of its weights or not"
-    )
+    parser.add_argument("--model", metavar="NAME", help="a timm model, with the tag of its weights or not [the file's]")
     parser.add_argument(
         "--weights", metavar="FILE", help="a checkpoint; without it, the weights that come with the model"
     )
@@ -239,7 +237,6 @@ def _add_evaluate(subcommands: Subcommands) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    import timm
     import torch
 
     from .checkpoint import load_model
@@ -249,10 +246,11 @@ def _evaluate(args: argparse.Namespace) -> None:
     from .weights import class_names
 
     test = read_data(args.data)[1].to(_device(args))
-    model = load_model(args.weights, args.model) if args.weights else timm.create_model(args.model, pretrained=True)
+    name = args.model or "rdpnet_025_cifar"
+    model = load_model(args.weights, args.model) if args.weights else load_model(name)
     source = args.weights or model.pretrained_cfg.get("file")
     if source:
-        require_classes(test, class_names(source), args.weights or args.model)
+        require_classes(test, class_names(source), args.weights or name)
     model = model.to(device=_device(args), memory_format=torch.channels_last)
     for name, form in (("train", model), ("deploy", reparameterize(model))):
         found = evaluate(form, test)
@@ -314,6 +312,7 @@ def _add_export(subcommands: Subcommands) -> None:
     )
     parser.add_argument("--model", dest="arch", metavar="NAME", help="timm name, where the checkpoint does not say it")
     parser.add_argument("--checkpoint", metavar="FILE", help="the weights of a detector or segmentor")
+    parser.add_argument("--random-weights", action="store_true", help="for a name without weights, to time it")
     parser.add_argument("-o", "--output", required=True, metavar="DIR")
     parser.add_argument(
         "--format",
@@ -358,7 +357,7 @@ def _export(args: argparse.Namespace) -> None:
     if args.model.endswith(".py"):
         _export_openmmlab(args)
         return
-    model = load_model(args.model, args.arch)
+    model = load_model(args.model, args.arch, random_weights=args.random_weights)
     calibration = None
     if args.calibration:
         calibration = load_images(args.calibration, Preprocessing.of(model, args.input_size), args.calibration_images)

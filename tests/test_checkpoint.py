@@ -1,6 +1,7 @@
 """Checkpoints are read without running code, loaded whole or not at all, and converted on the way where needed."""
 
 import argparse
+import json
 import pickle
 from pathlib import Path
 from typing import Any, Callable, Dict
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 import rdpnet_timm
 from rdpnet_timm.checkpoint import convert_checkpoint, load_model, save_model
-from rdpnet_timm.files import atomic_path
+from rdpnet_timm.files import atomic_path, sha256
 from rdpnet_timm.measure.difference import randomize_norms
 from rdpnet_timm.weights.reading import read_checkpoint
 
@@ -111,6 +112,66 @@ def test_a_model_is_made_from_a_file_with_the_arguments_that_its_weights_show(tm
     assert rdpnet_timm.verify(model, loaded).max_difference == 0
     with pytest.raises(FileNotFoundError, match=r"rdpnet_999.*list_models"):
         load_model("rdpnet_999")
+
+
+def test_a_name_gives_its_pretrained_weights_and_random_ones_only_when_asked(tmp_path: Path) -> None:
+    shipped = timm.create_model(NAME, pretrained=True)
+    for name in (NAME, f"{NAME}.c10_jpeg"):
+        assert torch.equal(outputs(load_model(name)), outputs(shipped)), name
+    for name in ("rdpnet_100", "rdpnet_050_cifar"):
+        with pytest.raises(ValueError, match=rf"no pretrained weights for '{name}'.*--random-weights"):
+            load_model(name)
+        assert load_model(name, random_weights=True, num_classes=7).num_classes == 7
+    assert not torch.equal(outputs(load_model(NAME, random_weights=True)), outputs(shipped))
+    model = trained(num_classes=6)
+    timm.models.save_for_hf(model, tmp_path / "nodot")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        assert torch.equal(outputs(load_model("local-dir:nodot")), outputs(model))
+
+
+@pytest.mark.parametrize("written", ["args", "weights alone"])
+def test_another_networks_classes_are_read_from_its_checkpoint(written: str, tmp_path: Path) -> None:
+    model = timm.create_model("resnet10t", num_classes=10, in_chans=1 if written == "args" else 3)
+    namespace = argparse.Namespace(model="resnet10t", num_classes=10, in_chans=1, model_kwargs={})
+    content = {"arch": "resnet10t", "state_dict": model.state_dict()}
+    torch.save({**content, "args": namespace} if written == "args" else content, tmp_path / "last.pth.tar")
+    loaded = load_model(tmp_path / "last.pth.tar")
+    assert loaded.num_classes == 10 and torch.equal(loaded.fc.weight, model.fc.weight)
+    with pytest.raises(ValueError, match=r"of resnet10t, and resnet18 was named"):
+        load_model(tmp_path / "last.pth.tar", "resnet18")
+
+
+def test_weights_for_small_images_do_not_go_into_a_network_for_large_ones(tmp_path: Path) -> None:
+    small, large = trained(num_classes=10), timm.create_model("rdpnet_025", num_classes=10)
+    save_model(small, tmp_path / "small.safetensors", NAME, {"num_classes": 10})
+    save_model(large, tmp_path / "large.pth", "rdpnet_025", {"num_classes": 10})
+    save_model(large, tmp_path / "strided.pth", "rdpnet_025", {"num_classes": 10, "strides": [1, 1, 2, 2, 2]})
+    for model, file in ((large, "small.safetensors"), (small, "large.pth"), (large, "strided.pth")):
+        with pytest.raises(RuntimeError, match=r"strides.*timm\.create_model"):
+            rdpnet_timm.load_checkpoint(model, tmp_path / file)
+    with pytest.raises(ValueError, match="of rdpnet_025_cifar, and rdpnet_025 was named"):
+        load_model(tmp_path / "small.safetensors", "rdpnet_025")
+    plain = tmp_path / "plain.safetensors"  # no word in the file, but a card beside it
+    safetensors.torch.save_file(small.state_dict(), plain)
+    with pytest.raises(ValueError, match="does not say"):
+        load_model(plain)
+    plain.with_suffix(".json").write_text(json.dumps({"model": NAME, "sha256": sha256(plain)}))
+    assert torch.equal(outputs(load_model(plain)), outputs(small))
+    with pytest.raises(RuntimeError, match="strides"):
+        rdpnet_timm.load_checkpoint(large, plain)
+    plain.with_suffix(".json").write_text(json.dumps({"model": NAME, "sha256": "of another file"}))
+    with pytest.raises(ValueError, match="does not say"):
+        load_model(plain)
+    dilated = timm.create_model(NAME, output_stride=8)
+    rdpnet_timm.load_checkpoint(dilated, tmp_path / "small.safetensors")
+
+
+@pytest.mark.parametrize("text", ["epoch,loss\n1,2.3\n", "e" * 300, "\x80\x02}q.", "(dp0\nS'x'\n"])
+def test_a_text_file_is_no_checkpoint_and_says_so_in_a_line(text: str, tmp_path: Path) -> None:
+    (tmp_path / "summary.pth").write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match=r"summary\.pth' (is not a whole|holds more than)"):
+        read_checkpoint(tmp_path / "summary.pth")
 
 
 class Code:

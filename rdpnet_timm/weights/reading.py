@@ -13,6 +13,8 @@ import torch
 from timm.models import clean_state_dict
 from torch import Tensor
 
+from ..files import sha256
+
 __all__ = ["Checkpoint", "read_checkpoint", "read_state_dict", "state_dict_of"]
 
 
@@ -38,7 +40,7 @@ def read_checkpoint(path: Union[str, Path], use_ema: bool = True) -> Checkpoint:
     """
     state_dict, meta = read_state_dict(path, use_ema)
     backbone = {name.removeprefix("backbone."): v for name, v in state_dict.items() if name.startswith("backbone.")}
-    return Checkpoint(backbone or state_dict, _arch(meta), _model_args(meta))
+    return Checkpoint(backbone or state_dict, _arch(meta) or _arch_on_card(Path(path)), _model_args(meta))
 
 
 def read_state_dict(path: Union[str, Path], use_ema: bool = True) -> Tuple[Dict[str, Tensor], Dict[str, Any]]:
@@ -105,8 +107,11 @@ def _read_pickle(path: Path) -> Any:
             f"'{path}' holds more than weights, or is damaged ({detail[0] if detail else 'no pickle'}); code in a file "
             "is never run: where you trust it, save it again as a state dict or as safetensors"
         ) from None
-    except (RuntimeError, EOFError, ValueError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+    except OSError:
+        raise
+    except Exception as error:  # what an unpickler raises on any other file depends on its bytes
+        known = isinstance(error, (RuntimeError, EOFError, ValueError)) and str(error)
+        reason = known.splitlines()[0] if known else "its bytes are those of something else"
         raise ValueError(f"'{path}' is not a whole checkpoint ({reason}): copy or download it again") from None
 
 
@@ -115,7 +120,19 @@ def _arch(meta: Dict[str, Any]) -> Optional[str]:
     return arch if isinstance(arch, str) and timm.is_model(arch) else None
 
 
+def _arch_on_card(path: Path) -> Optional[str]:
+    """The model on the card beside a weight file, if the card is this file's."""
+    try:
+        card = json.loads(path.with_suffix(".json").read_text())
+        return _arch({"arch": card["model"]}) if card["sha256"] == sha256(path) else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
 def _model_args(meta: Dict[str, Any]) -> Dict[str, Any]:
     args = meta.get("model_args", {})
     args = dict(json.loads(args) if isinstance(args, str) else args)
-    return {**(getattr(meta.get("args"), "model_kwargs", None) or {}), **args}
+    script = meta.get("args")  # of timm's train.py
+    counts = {name: getattr(script, name, None) for name in ("num_classes", "in_chans")}
+    counts = {name: count for name, count in counts.items() if isinstance(count, int)}
+    return {**counts, **(getattr(script, "model_kwargs", None) or {}), **args}
