@@ -14,6 +14,7 @@ except ImportError as error:
 from . import patches
 
 patches.provide_mmcv_ext()
+patches.leave_out_language_models()
 patches.allow_checkpoint_types()
 patches.allow_distributed_cpu()
 patches.respect_runner_type()

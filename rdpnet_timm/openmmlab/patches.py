@@ -5,19 +5,27 @@ compiled operators; and mmengine's distributed training takes a GPU for granted.
 """
 
 import argparse
+import importlib
 import importlib.util
+import logging
 import os
 import pickle
 import sys
 from functools import wraps
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
-from typing import Any
+from typing import Any, List
 
 import numpy as np
 import torch
 
-__all__ = ["allow_checkpoint_types", "allow_distributed_cpu", "provide_mmcv_ext", "respect_runner_type"]
+__all__ = [
+    "allow_checkpoint_types",
+    "allow_distributed_cpu",
+    "leave_out_language_models",
+    "provide_mmcv_ext",
+    "respect_runner_type",
+]
 
 
 def provide_mmcv_ext() -> None:
@@ -38,6 +46,46 @@ def provide_mmcv_ext() -> None:
     loader.exec_module(module)
     sys.modules["mmcv._ext"] = module
     setattr(sys.modules["mmcv"], "_ext", module)  # noqa: B010, mypy does not know the name
+
+
+def leave_out_language_models() -> None:
+    """Let mmpretrain, and mmdet which imports it where it is installed, be imported beside a transformers too new for it.
+
+    mmpretrain's language models subclass and call what transformers 5 no longer has, and one that cannot be defined
+    takes the whole import with it. mmpretrain has placeholders for them, for the case that transformers is not there:
+    they are used here too. Where transformers has what they need, nothing is changed.
+    """
+    if "mmpretrain.models" in sys.modules or importlib.util.find_spec("mmpretrain") is None:
+        return
+    missing = _missing_in_transformers()
+    if not missing:
+        return
+    try:
+        dependency = importlib.import_module("mmpretrain.utils.dependency")
+    except Exception:  # whatever it is: whoever needs mmpretrain gets it anew
+        return
+    if getattr(dependency, "WITH_MULTIMODAL", False):
+        dependency.WITH_MULTIMODAL = False
+        logging.getLogger("rdpnet_timm").warning(
+            "mmpretrain's multimodal models are left out, because this transformers has no %s any more: "
+            "pip install 'transformers<5' brings them back",
+            ", ".join(missing),
+        )
+
+
+def _missing_in_transformers() -> List[str]:
+    """What mmpretrain's language models import from ``transformers.modeling_utils`` and its source does not name.
+
+    The source is read rather than run, which takes seconds.
+    """
+    try:
+        spec = importlib.util.find_spec("transformers")
+        folders = list(spec.submodule_search_locations or ()) if spec else []
+        source = Path(folders[0], "modeling_utils.py").read_text(encoding="utf-8") if folders else None
+    except (ImportError, OSError, ValueError):
+        return []
+    needed = ("apply_chunking_to_forward", "find_pruneable_heads_and_indices", "prune_linear_layer")
+    return [] if source is None else [name for name in needed if name not in source]
 
 
 def allow_checkpoint_types() -> None:
