@@ -17,12 +17,14 @@ OLD_NAMES = ("apply_chunking_to_forward", "find_pruneable_heads_and_indices", "p
 
 def write_transformers(folder: Path, version: str, names: "tuple[str, ...]") -> Path:
     """A package that looks, to who asks for its version and its names, like transformers."""
-    package, about = folder / "transformers", folder / f"transformers-{version}.dist-info"
-    package.mkdir(parents=True)
-    about.mkdir()
+    about, any_name = folder / f"transformers-{version}.dist-info", "def __getattr__(name): return type(name, (), {})\n"
+    about.mkdir(parents=True)
     (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: transformers\nVersion: {version}\n")
-    (package / "__init__.py").write_text(f"__version__ = '{version}'\n")
-    (package / "modeling_utils.py").write_text("class PreTrainedModel: ...\n" + "".join(f"{n} = None\n" for n in names))
+    for module in ("", "activations", "modeling_outputs", "models", "models/auto", "models/auto/auto_factory"):
+        (folder / "transformers" / module).mkdir()
+        (folder / "transformers" / module / "__init__.py").write_text(any_name)
+    modeling_utils = "class PreTrainedModel: ...\n" + "".join(f"{name} = None\n" for name in names)
+    (folder / "transformers" / "modeling_utils.py").write_text(modeling_utils)
     return folder
 
 

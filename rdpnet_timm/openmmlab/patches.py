@@ -49,7 +49,7 @@ def provide_mmcv_ext() -> None:
 
 
 def leave_out_language_models() -> None:
-    """Let mmpretrain, and mmdet which imports it where it is installed, be imported beside a transformers too new for it.
+    """Let mmpretrain be imported beside a transformers too new for it; mmdet imports it where it is installed.
 
     mmpretrain's language models subclass and call what transformers 5 no longer has, and one that cannot be defined
     takes the whole import with it. mmpretrain has placeholders for them, for the case that transformers is not there:
@@ -65,7 +65,7 @@ def leave_out_language_models() -> None:
     except Exception:  # whatever it is: whoever needs mmpretrain gets it anew
         return
     if getattr(dependency, "WITH_MULTIMODAL", False):
-        dependency.WITH_MULTIMODAL = False
+        setattr(dependency, "WITH_MULTIMODAL", False)  # noqa: B010, mypy does not know the name
         logging.getLogger("rdpnet_timm").warning(
             "mmpretrain's multimodal models are left out, because this transformers has no %s any more: "
             "pip install 'transformers<5' brings them back",
