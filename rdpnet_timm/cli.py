@@ -303,7 +303,7 @@ def _table(args: argparse.Namespace) -> None:
 def _add_export(subcommands: Subcommands) -> None:
     parser = subcommands.add_parser(
         "export",
-        help="write ONNX, OpenVINO, torch.export, TorchScript, float and INT8",
+        help="write ONNX, OpenVINO, ExecuTorch, LiteRT, ncnn, torch.export, TorchScript, float and INT8",
         description="Reparameterise a model, export it, read it back in its runtime and compare: an artefact that "
         "differs is not written. A JSON file beside each one says what it is and how it runs fastest.",
     )
@@ -320,10 +320,12 @@ def _add_export(subcommands: Subcommands) -> None:
         default=["onnx"],
         metavar="FORMAT",
         dest="formats",
-        help="onnx, openvino, torch-export, torchscript [onnx]",
+        help="onnx, openvino, torch-export, torchscript, executorch, litert, ncnn [onnx]",
     )
     parser.add_argument("--name", help="of the files; by default the model's")
-    parser.add_argument("--int8", action="store_true", help="INT8 artefacts as well, of onnx and openvino")
+    parser.add_argument(
+        "--int8", action="store_true", help="INT8 artefacts as well, of onnx, openvino, executorch and litert"
+    )
     parser.add_argument("--calibration", metavar="IMAGES", help="a folder of images, or a parquet file of encoded ones")
     parser.add_argument("--calibration-images", type=int, default=300, metavar="N", help="at most [%(default)s]")
     parser.add_argument("--input-size", nargs=3, type=int, metavar=("C", "H", "W"), help="by default the model's own")

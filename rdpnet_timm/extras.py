@@ -1,17 +1,29 @@
 """The packages that parts of this one need and its core does not."""
 
+import contextlib
+import importlib.util
+import io
+import logging
+import warnings
 from importlib import import_module
 from types import ModuleType
+from typing import Iterator
 
-__all__ = ["require"]
+__all__ = ["is_installed", "quiet", "require"]
 
 # the extra of pyproject.toml that brings a package; what is not here is in "deploy"
 _EXTRAS = {
+    "ai_edge_litert": "litert",
+    "ai_edge_quantizer": "litert",
+    "executorch": "executorch",
+    "litert_torch": "litert",
     "matplotlib": "bench",
     "mmdet": "openmmlab",
     "mmengine": "openmmlab",
     "mmseg": "openmmlab",
+    "ncnn": "ncnn",
     "numba": "fused",
+    "pnnx": "ncnn",
     "psutil": "bench",
     "rich": "train",
     "sklearn": "train",
@@ -33,3 +45,22 @@ def require(module: str, purpose: str) -> ModuleType:
     except ModuleNotFoundError as error:
         extra = _EXTRAS.get(module.partition(".")[0], "deploy")
         raise ImportError(f'{purpose} needs {error.name}: pip install "rdpnet-timm[{extra}]"') from None
+
+
+def is_installed(module: str) -> bool:
+    """Whether a package is there, without importing it."""
+    return importlib.util.find_spec(module.partition(".")[0]) is not None
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep converters' and quantisers' progress bars and advice off the screen."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    nowhere = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -2,7 +2,6 @@
 
 import io
 import json
-import tempfile
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,7 +18,7 @@ from ..measure.timing import measure
 from .bias import correct_bias
 from .calibration import Calibration, Preprocessing, random_images
 from .equalization import NotStraight, equalize
-from .formats import FORMATS, Format, Runner, available_threads, known_format
+from .formats import FORMATS, Format, Runner, available_threads, known_format, require_format
 from .normalize import fold_normalization
 from .quantize import QUANTIZERS
 
@@ -32,7 +31,7 @@ class Artifact:
 
     Attributes:
         path: the main file; ``files`` has all of them, the JSON last.
-        format: 'onnx', 'openvino', 'torch-export' or 'torchscript'.
+        format: of :data:`.formats.FORMATS`.
         precision: 'float32' or 'int8'.
         on_random: difference on random images.
         on_real: difference on calibration images, where given.
@@ -79,9 +78,9 @@ def export(
     Args:
         model: any timm model; its reparameterisable blocks are merged. It is left as it is.
         output: the folder to write to, made where needed.
-        formats: of 'onnx', 'openvino', 'torch-export', 'torchscript'.
+        formats: of 'onnx', 'openvino', 'torch-export', 'torchscript', 'executorch', 'litert', 'ncnn'.
         name: of the files, without suffix; by default the model's.
-        int8: write INT8 artefacts beside the float ones; for 'onnx' and 'openvino'.
+        int8: write INT8 artefacts beside the float ones; of the formats in :data:`.quantize.QUANTIZERS`.
         calibration: images for INT8, and for the comparison; random ones, with a warning, where INT8 has none.
         input_size: ``(C, H, W)``; by default the model's own.
         dynamic_batch: let the artefact take any number of images.
@@ -95,7 +94,7 @@ def export(
         rounds: timed calls for each set of runtime options, at most; the slow ones get fewer.
 
     Raises:
-        ValueError: an unknown format, one without INT8, sizes or names that do not fit.
+        ValueError: an unknown format, one without INT8 or batches, sizes or names that do not fit.
         NotStraight: ``equalization`` is asked of a model which is no straight path.
         ImportError: a package is missing; the message names the line that installs it.
         OSError: ``output`` cannot be written.
@@ -106,6 +105,11 @@ def export(
         raise ValueError(f"no format was asked for; choose from {', '.join(FORMATS)}")
     if int8 and not set(chosen) & set(QUANTIZERS):
         raise ValueError(f"INT8 is for the formats {', '.join(QUANTIZERS)}, got {', '.join(chosen)}")
+    single = [format_name for format_name, kind in chosen.items() if not kind.batches]
+    if dynamic_batch and single:
+        raise ValueError(f"{' and '.join(single)} take one image at a time: leave out the dynamic batch, or the format")
+    for format_name in chosen:
+        require_format(format_name)
     if pixel_range not in (None, 1, 255):
         raise ValueError(f"pixels are of 0 to 1 or of 0 to 255, got {pixel_range}")
     if class_names is not None and len(class_names) != getattr(model, "num_classes", len(class_names)):
@@ -142,13 +146,9 @@ def export(
                 deployed, preprocessing.normalize(calibration.pixels), equalization, bias_correction
             )
             int8_model = prepared(to_quantize)
-            for format_name in set(chosen) & set(QUANTIZERS):
-                kind = chosen[format_name]
-                with tempfile.TemporaryDirectory() as scratch:
-                    source = Path(scratch) / f"equalized{kind.suffixes[0]}"
-                    kind.write(int8_model, example, source, dynamic_batch)
-                    path = folder / f"{name}-int8{kind.suffixes[0]}"
-                    QUANTIZERS[format_name](source, path, as_input(calibration.pixels))
+            for format_name in (each for each in chosen if each in QUANTIZERS):
+                path = folder / f"{name}-int8{chosen[format_name].suffixes[0]}"
+                QUANTIZERS[format_name](int8_model, example, path, as_input(calibration.pixels), dynamic_batch)
                 steps = {**steps, "calibration": calibration.source or "random", "images": len(calibration.pixels)}
                 jobs.append((format_name, "int8", path, steps))
         artifacts = []
@@ -268,7 +268,7 @@ def _tune(artifact: Artifact, kind: Format, image: np.ndarray, rounds: int, seco
     """Find the fastest threads and options, and write them into ``artifact``."""
     choices = {
         f"{threads} thread{'s' * (threads > 1)}, {_spelled(options)}": (threads, options)
-        for threads in available_threads()
+        for threads in ([1] if kind.one_pool else available_threads())
         for options in kind.options
     }
     runners = {label: kind.load(artifact.path, *choice) for label, choice in choices.items()}

@@ -10,15 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..extras import require
+from ..extras import is_installed, require
+from . import edge
 
 __all__ = [
     "FORMATS",
     "Format",
+    "Options",
     "Runner",
     "fold_constants",
     "known_format",
     "openvino_has_bfloat16",
+    "require_format",
     "to_onnx",
     "to_openvino",
 ]
@@ -40,6 +43,10 @@ class Format(NamedTuple):
         write: ``(model, example, path, dynamic_batch)``.
         load: ``(path, threads, options)`` to a function from images to logits.
         options: sets of runtime options worth trying, the one that artefacts are checked with first.
+        needs: import names of what writing and running takes.
+        extra: the extra of this package that installs these.
+        batches: whether it takes more than one image at a time.
+        one_pool: whether all of a process's models share one number of threads.
     """
 
     suffixes: Tuple[str, ...]
@@ -47,6 +54,10 @@ class Format(NamedTuple):
     write: Callable[[nn.Module, Tensor, Path, bool], None]
     load: Callable[[Path, int, Options], Runner]
     options: Tuple[Dict[str, Any], ...]
+    needs: Tuple[str, ...] = ()
+    extra: str = "deploy"
+    batches: bool = True
+    one_pool: bool = False
 
 
 def known_format(name: str) -> Format:
@@ -58,6 +69,19 @@ def known_format(name: str) -> Format:
     if name not in FORMATS:
         raise ValueError(f"there is no format '{name}'; choose from {', '.join(FORMATS)}")
     return FORMATS[name]
+
+
+def require_format(name: str) -> None:
+    """Check that what a format needs is installed.
+
+    Raises:
+        ImportError: something is not; the message names it and the line that installs it.
+    """
+    missing = [module for module in FORMATS[name].needs if not is_installed(module)]
+    if missing:
+        raise ImportError(
+            f'the format {name} needs {" and ".join(missing)}: pip install "rdpnet-timm[{FORMATS[name].extra}]"'
+        )
 
 
 def to_onnx(
@@ -191,6 +215,7 @@ FORMATS: Dict[str, Format] = {
         to_onnx,
         _load_onnx,
         ({}, {"session.set_denormal_as_zero": "1"}, {"session.intra_op.allow_spinning": "0"}),
+        ("onnx", "onnxruntime"),
     ),
     "openvino": Format(
         (".xml", ".bin"),
@@ -202,7 +227,39 @@ FORMATS: Dict[str, Format] = {
             {**OPENVINO_FLOAT32, "CPU_DENORMALS_OPTIMIZATION": True},
             {**OPENVINO_FLOAT32, "ENABLE_CPU_PINNING": False},
         ),
+        ("onnx", "openvino"),
     ),
     "torch-export": Format((".pt2",), ("torch",), _to_torch_export, _load_torch_export, ({},)),
     "torchscript": Format((".torchscript.pt",), ("torch",), _to_torchscript, _load_torchscript, ({},)),
+    "executorch": Format(
+        (".pte",),
+        ("executorch", "torchao"),
+        edge.to_executorch,
+        edge.load_executorch,
+        ({},),
+        ("executorch", "torchao"),
+        "executorch",
+        batches=False,
+        one_pool=True,
+    ),
+    "litert": Format(
+        (".tflite",),
+        ("litert-torch", "ai-edge-litert", "ai-edge-quantizer"),
+        edge.to_litert,
+        edge.load_litert,
+        ({},),
+        ("litert_torch", "ai_edge_litert", "ai_edge_quantizer"),
+        "litert",
+        batches=False,
+    ),
+    "ncnn": Format(
+        (".ncnn.param", ".ncnn.bin"),
+        ("pnnx", "ncnn"),
+        edge.to_ncnn,
+        edge.load_ncnn,
+        (edge.NCNN_FLOAT32, {**edge.NCNN_FLOAT32, "use_sgemm_convolution": False}),
+        ("pnnx", "ncnn"),
+        "ncnn",
+        batches=False,
+    ),
 }

@@ -1,18 +1,19 @@
-"""INT8: ONNX Runtime's static quantisation, and NNCF's for OpenVINO; weights by channel in both."""
+"""INT8 by format: each runtime's own quantiser, NNCF for OpenVINO; weights by channel in all."""
 
-import contextlib
-import io
-import logging
 import tempfile
 from pathlib import Path
-from typing import Any, Dict, Iterator, Optional
+from typing import Any, Callable, Dict, Iterator, Optional
 
 import numpy as np
+from torch import Tensor, nn
 
-from ..extras import require
-from .formats import fold_constants
+from ..extras import quiet, require
+from .edge import quantize_executorch, quantize_litert
+from .formats import fold_constants, to_onnx, to_openvino
 
 __all__ = ["QUANTIZERS", "quantize_onnx", "quantize_openvino"]
+
+Quantizer = Callable[[nn.Module, Tensor, Path, np.ndarray, bool], None]
 
 
 def quantize_onnx(source: Path, target: Path, images: np.ndarray, per_channel: bool = True) -> None:
@@ -39,7 +40,7 @@ def quantize_onnx(source: Path, target: Path, images: np.ndarray, per_channel: b
             batch = next(self.batches, None)
             return None if batch is None else {name: batch}
 
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder, quiet():
         prepared = Path(folder) / "prepared.onnx"
         quantization.quant_pre_process(source, prepared, skip_symbolic_shape=True)
         quantization.quantize_static(
@@ -67,7 +68,7 @@ def quantize_openvino(source: Path, target: Path, images: np.ndarray, fast_bias_
     openvino = require("openvino", "INT8 in OpenVINO")
     nncf = require("nncf", "INT8 in OpenVINO")
     ranges = nncf.quantization.range_estimator.RangeEstimatorParametersSet
-    with _quiet():
+    with quiet():
         model = fold_constants(openvino.Core().read_model(source))
         quantized = nncf.quantize(
             model,
@@ -88,16 +89,26 @@ def _no_smooth_quant(nncf: Any) -> Any:
     return nncf.AdvancedSmoothQuantParameters(convolution=-1, matmul=-1)
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the quantisers' progress bars and advice off the screen."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.disable(before)
+def _from_file(write: Callable[..., None], quantize: Callable[..., None]) -> Quantizer:
+    """A quantiser of models out of one of files."""
+
+    def quantizer(model: nn.Module, example: Tensor, path: Path, images: np.ndarray, dynamic_batch: bool) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder) / f"float{path.suffix}"
+            write(model, example, source, dynamic_batch)
+            quantize(source, path, images)
+
+    return quantizer
 
 
-QUANTIZERS = {"onnx": quantize_onnx, "openvino": quantize_openvino}
+def _one_image(quantize: Callable[..., None]) -> Quantizer:
+    return lambda model, example, path, images, dynamic_batch: quantize(model, example, path, images)
+
+
+# By format: writes the INT8 file of a model, given an example and calibration images as the model takes them.
+QUANTIZERS: Dict[str, Quantizer] = {
+    "onnx": _from_file(to_onnx, quantize_onnx),
+    "openvino": _from_file(to_openvino, quantize_openvino),
+    "executorch": _one_image(quantize_executorch),
+    "litert": _one_image(quantize_litert),
+}
