@@ -19,6 +19,7 @@ from rdpnet_timm import RDPNet
 from rdpnet_timm.cli import main
 from rdpnet_timm.deploy import Calibration, NotStraight, export
 from rdpnet_timm.deploy.calibration import Preprocessing
+from rdpnet_timm.deploy.formats import known_format
 from rdpnet_timm.measure.difference import randomize_norms
 
 SIZE = (3, 16, 16)
@@ -150,6 +151,29 @@ def test_the_onnx_graph_is_one_path_of_five_kinds_of_operator(name, size, tmp_pa
     }  # fmt: skip
     for before, after in pairwise(nodes):
         assert after.input[0] == before.output[0]
+
+
+def test_a_fresh_networks_equal_weights_stay_weights_of_their_own(tmp_path):
+    network = timm.create_model("rdpnet_025_cifar")  # all its biases are zero
+    export(network, tmp_path, input_size=SIZE, rounds=1)
+    graph = onnx.load(tmp_path / "rdpnet_025_cifar.onnx").graph
+    assert {node.op_type for node in graph.node} == {"Conv", "Relu", "GlobalAveragePool", "Flatten", "Gemm"}
+    assert len(graph.initializer) == len({tensor.name for tensor in graph.initializer}) == 84
+
+
+@pytest.mark.parametrize("formats", [("onnx", "torchscript"), ("torchscript", "onnx")])
+def test_artefacts_come_in_the_order_asked_for(formats, model, pixels, tmp_path, monkeypatch):
+    def as_it_is(name):
+        write = known_format(name).write
+        return lambda network, example, path, images, dynamic_batch: write(network, example, path, dynamic_batch)
+
+    copied = {name: as_it_is(name) for name in ("torchscript", "onnx")}
+    monkeypatch.setattr("rdpnet_timm.deploy.artifacts.QUANTIZERS", copied)
+    artifacts = export(
+        model, tmp_path, formats, int8=True, calibration=Calibration(pixels), input_size=SIZE, rounds=1,
+        bias_correction=False,
+    )  # fmt: skip
+    assert [(a.format, a.precision) for a in artifacts] == [(f, p) for p in ("float32", "int8") for f in formats]
 
 
 def test_another_model_of_timm_is_exported_too(tmp_path):

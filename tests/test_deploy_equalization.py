@@ -16,6 +16,7 @@ from rdpnet_timm.deploy.equalization import (
     scale_outputs,
     straight_path,
 )
+from rdpnet_timm.deploy.normalize import fold_normalization
 from rdpnet_timm.measure.difference import randomize_norms
 from rdpnet_timm.reparam import Kernel
 
@@ -66,6 +67,42 @@ def test_a_converged_equalisation_gives_a_channel_one_range_on_both_its_sides():
 
     before, after = disagreement(model), disagreement(equalized.model)
     assert before > 20 and after < 1.01, (before, after)
+
+
+@pytest.mark.parametrize("equalized", [lambda m, x: equalize(m).model, equalize_activations], ids=["weights", "both"])
+def test_a_row_of_zeros_changes_nothing_for_the_other_channels(equalized):
+    model = deployed()
+    x = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    point = model.stages[1][2].point.reparam_conv
+    point.weight[3] = 0.0
+    found = equalized(model, x)
+    assert all(tensor.isfinite().all() for tensor in found.state_dict().values())
+    assert relative(found(x), model(x)) < 1e-12
+    ratio = (found.stages[1][2].point.reparam_conv.weight / point.weight)[0]
+    assert ratio.std() > 1e-3, "the other columns are still equalised, each by its own factor"
+
+
+def test_every_step_stays_on_the_models_device():
+    # what is made without a device would land on the default one, here one that cannot meet the model's
+    model, x = deployed(torch.float32), torch.randn(2, 3, 16, 16)
+    expected = [equalize(model).model, equalize_activations(model, x), correct_bias(model, x)]
+    expected.append(fold_normalization(model, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), 255, "map", (16, 16)))
+    with torch.device("meta"):
+        found = [equalize(model).model, equalize_activations(model, x), correct_bias(model, x)]
+        found += [
+            fold_normalization(model, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), 255, border, (16, 16))
+            for border in ("subtract", "pad", "map")
+        ]
+    for ours, theirs in zip(expected[:3] + expected[3:], found[:3] + found[-1:]):
+        for name, tensor in ours.state_dict().items():
+            assert torch.equal(tensor, theirs.state_dict()[name]), name
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_model_on_a_gpu_is_equalised_there():
+    model, x = deployed(torch.float32).cuda(), torch.randn(2, 3, 16, 16)
+    for found in (equalize(model).model, equalize_activations(model, x), correct_bias(model, x)):
+        assert all(tensor.is_cuda and tensor.isfinite().all() for tensor in found.state_dict().values())
 
 
 def test_equalised_weights_lose_less_to_one_scale_a_layer():

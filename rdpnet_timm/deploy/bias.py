@@ -28,7 +28,7 @@ def correct_bias(model: nn.Module, images: Tensor, inplace: bool = False) -> nn.
 
     Args:
         model: the float model.
-        images: calibration images ``(N, C, H, W)`` as the model takes them.
+        images: calibration images ``(N, C, H, W)`` as the model takes them, on any device.
         inplace: change ``model`` itself rather than a copy.
 
     Source: Nagel et al., 2019, section 4.2, with the mean input measured rather than derived from batch norms.
@@ -45,7 +45,7 @@ def correct_bias(model: nn.Module, images: Tensor, inplace: bool = False) -> nn.
     hooks = [layer.register_forward_hook(record) for layer in layers]
     try:
         with evaluating(model):
-            model(images)
+            model(images.to(next(model.parameters()).device))
     finally:
         for hook in hooks:
             hook.remove()

@@ -166,7 +166,7 @@ def equalize(model: nn.Module, inplace: bool = False, tolerance: float = 1e-2, m
         model = deepcopy(model)
     layers = straight_path(model)
     ranges = [_ranges(kernel_of(layer)) for layer in layers]
-    total = [torch.ones(len(kernel.bias), dtype=torch.float64) for kernel in ranges[:-1]]
+    total = [torch.ones_like(kernel.bias) for kernel in ranges[:-1]]
     change, sweeps = float("inf"), 0
     while change > tolerance and sweeps < max_sweeps:
         change, sweeps = 0.0, sweeps + 1
@@ -192,7 +192,7 @@ def equalize_activations(model: nn.Module, images: Tensor, inplace: bool = False
 
     Args:
         model: a straight path. The outputs stay the same in exact arithmetic.
-        images: calibration images ``(N, C, H, W)`` as the model takes them.
+        images: calibration images ``(N, C, H, W)`` as the model takes them, on any device.
         inplace: change ``model`` itself rather than a copy.
 
     Raises:
@@ -215,7 +215,7 @@ def equalize_activations(model: nn.Module, images: Tensor, inplace: bool = False
     hooks = [layer.register_forward_pre_hook(record) for layer in layers[1:]]
     try:
         with evaluating(model):
-            model(images)
+            model(images.to(layers[0].weight.device))
     finally:
         for hook in hooks:
             hook.remove()
@@ -225,7 +225,8 @@ def equalize_activations(model: nn.Module, images: Tensor, inplace: bool = False
         if groups_of(layer) == len(activation):
             factors = 1 / activation
         else:
-            relative = Kernel(weight / weight.amax(1, keepdim=True), weight.new_zeros(len(weight)))
+            largest = weight.amax(1, keepdim=True)  # a row of zeros has no say
+            relative = Kernel(weight / largest.where(largest > 0, 1.0), weight.new_zeros(len(weight)))
             factors = torch.sqrt(_input_ranges(relative, groups_of(layer)) / activation)
         alive = factors.isfinite() & (factors > 0)
         factors = torch.where(alive, factors, 1.0)

@@ -107,6 +107,23 @@ def to_onnx(
             torch.onnx.export(
                 model, (example,), path, dynamo=True, external_data=False, verbose=False, **names, **shapes
             )
+    _give_each_node_its_own(path)
+
+
+def _give_each_node_its_own(path: Path) -> None:
+    """Undo what the exporter does to weights that are equal, as zero biases are: one tensor, and Identity nodes."""
+    onnx = require("onnx", "export to ONNX")
+    model = onnx.load(path)
+    graph = model.graph
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    copies = [node for node in graph.node if node.op_type == "Identity" and node.input[0] in weights]
+    for node in copies:
+        copy = graph.initializer.add()
+        copy.CopyFrom(weights[node.input[0]])
+        copy.name = node.output[0]
+        graph.node.remove(node)
+    if copies:
+        onnx.save(model, path)
 
 
 def _load_onnx(path: Path, threads: int, options: Options) -> Runner:

@@ -109,7 +109,8 @@ def fold_normalization(
         raise ValueError(f"border must be one of {', '.join(BORDERS)}, got '{border}'")
     model = deepcopy(model)
     parameter = next(model.parameters())
-    means, stds = (torch.tensor(values, dtype=torch.float64) * pixel_range for values in (mean, std))
+    means, stds = (torch.tensor(values, dtype=torch.float64, device=parameter.device) for values in (mean, std))
+    means, stds = means * pixel_range, stds * pixel_range
     try:
         conv = straight_path(model)[0]
     except NotStraight:
