@@ -17,6 +17,7 @@ model = dict(
 )
 
 train_dataloader = dict(
+    persistent_workers=False,  # their random numbers would not be those of a resumed training
     dataset=dict(
         _delete_=True,
         type="RepeatDataset",
@@ -29,7 +30,7 @@ train_dataloader = dict(
             filter_cfg=dict(filter_empty_gt=True, min_size=32, bbox_min_size=32),
             pipeline=_base_.train_pipeline,
         ),
-    )
+    ),
 )
 val_dataloader = dict(dataset=dict(data_root=data_root))
 test_dataloader = val_dataloader

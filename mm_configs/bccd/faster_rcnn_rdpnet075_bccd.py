@@ -17,4 +17,3 @@ param_scheduler = [
         type="CosineAnnealingLR", by_epoch=True, begin=0, end=max_epochs, T_max=max_epochs, convert_to_iter_based=True
     ),
 ]
-randomness = dict(seed=0)

@@ -33,4 +33,3 @@ param_scheduler = [
     dict(type="PolyLR", eta_min=1e-5, power=0.9, begin=10, end=max_iters, by_epoch=False),
 ]
 default_hooks = dict(checkpoint=dict(interval=max_iters))
-randomness = dict(seed=0)

@@ -25,4 +25,3 @@ param_scheduler = [
     ),
 ]
 default_hooks = dict(checkpoint=dict(interval=max_epochs))
-randomness = dict(seed=0)

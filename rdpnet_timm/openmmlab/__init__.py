@@ -22,6 +22,7 @@ patches.respect_runner_type()
 from .backbone import RDPNet  # noqa: E402
 from .hook import ReparameterizeHook  # noqa: E402
 from .runner import DataCheckingRunner  # noqa: E402
+from .seeding import SeedByProgressHook  # noqa: E402
 from .timm_backbone import TimmBackbone  # noqa: E402
 
-__all__ = ["DataCheckingRunner", "RDPNet", "ReparameterizeHook", "TimmBackbone"]
+__all__ = ["DataCheckingRunner", "RDPNet", "ReparameterizeHook", "SeedByProgressHook", "TimmBackbone"]
