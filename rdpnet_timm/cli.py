@@ -339,6 +339,10 @@ def _add_export(subcommands: Subcommands) -> None:
         help="equalise before INT8; by default where the model is one straight path",
     )  # fmt: skip
     parser.add_argument("--bias-correction", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument(
+        "--reduce-range", action=argparse.BooleanOptionalAction,
+        help="INT8 weights of 7 bits, for x86 without VNNI, where 8 overflow; by default where this CPU is one",
+    )  # fmt: skip
     parser.add_argument("--classes", metavar="FILE", help="class names for the JSON, one a line")
     parser.add_argument("--tolerance", type=float, default=1e-4, help="of the largest logit, float [%(default)s]")
     parser.add_argument("--int8-tolerance", type=float, default=0.3, help="root mean square, INT8 [%(default)s]")
@@ -375,6 +379,7 @@ def _export(args: argparse.Namespace) -> None:
         args.normalize,
         equalization=args.equalize,
         bias_correction=args.bias_correction,
+        reduce_range=args.reduce_range,
         class_names=class_names,
         tolerance=args.tolerance,
         int8_tolerance=args.int8_tolerance,
@@ -400,10 +405,23 @@ def _add_bench(subcommands: Subcommands) -> None:
         "tables",
         nargs="+",
         metavar="TABLE",
-        help="table1, table3, table4, table5, table6, table7, table8, figure2, modern, scaling, training, or all",
+        help="table1, table3, table4, table5, table6, table7, table8, figure2, modern, scaling, training, "
+        "throughput, or all",
     )
     parser.add_argument(
-        "--backend", nargs="+", metavar="NAME", help="eager, compile, onnxruntime, openvino [all but the slow compile]"
+        "--backend",
+        nargs="+",
+        metavar="NAME",
+        help="eager, compile, onnxruntime, openvino, executorch, litert, ncnn [eager, onnxruntime, openvino]",
+    )
+    parser.add_argument(
+        "--precision", nargs="+", metavar="NAME", help="float32, bfloat16, int8 [all that backend and CPU have]"
+    )
+    parser.add_argument(
+        "--isa",
+        nargs="+",
+        metavar="CLASS",
+        help="hold OpenVINO to a CPU class, a process for each: avx2, avx2_vnni, avx512_vnni, amx",
     )
     parser.add_argument("--threads", nargs="+", type=int, default=[1], metavar="N", help="each is measured [1]")
     parser.add_argument("--rounds", type=int, default=30, metavar="N", help="timed calls of each network [%(default)s]")
@@ -416,11 +434,23 @@ def _bench(args: argparse.Namespace) -> None:
     import shlex
     from pathlib import Path
 
+    from .bench.backends import PRECISIONS, RUNTIMES
+    from .bench.isa import run_classes
     from .bench.run import BACKENDS, NAMES, run
 
-    names = NAMES if "all" in args.tables else args.tables
+    names, precisions = NAMES if "all" in args.tables else args.tables, args.precision or PRECISIONS
     command = shlex.join(["rdpnet", *sys.argv[1:]])
-    run(names, Path(args.output), args.backend or BACKENDS, args.threads, args.rounds, args.quick, command)
+    if args.isa:
+        if args.backend not in (None, ["openvino"]):
+            raise ValueError(
+                f"--isa is for openvino, got --backend {' '.join(args.backend)}: no other of {', '.join(RUNTIMES)} can "
+                "be held to a CPU class"
+            )
+        arguments = [*names, "--precision", *precisions, "--threads", *map(str, args.threads)]
+        arguments += ["--rounds", str(args.rounds), *(["--quick"] if args.quick else [])]
+        run_classes(args.isa, arguments, Path(args.output))
+        return
+    run(names, Path(args.output), args.backend or BACKENDS, args.threads, args.rounds, args.quick, command, precisions)
 
 
 def _add_bench_int8_speed(subcommands: Subcommands) -> None:
@@ -475,11 +505,11 @@ def _bench_int8_accuracy(args: argparse.Namespace) -> None:
 def _add_bench_docs(subcommands: Subcommands) -> None:
     parser = subcommands.add_parser(
         "bench docs",
-        help="put results into a page of the documentation",
-        description="Put the tables of DIR between the marks '<!-- TABLE -->' of DOCUMENT, and its pictures beside it.",
+        help="write the documentation's pages of tables from results",
+        description="Write a page TABLE.md and its picture into PAGES for every result in DIR.",
     )
     parser.add_argument("folder", metavar="DIR", help="what 'rdpnet bench' wrote")
-    parser.add_argument("document", metavar="DOCUMENT.md")
+    parser.add_argument("pages", metavar="PAGES", help="folder for the pages, made where needed")
     parser.set_defaults(run=_bench_docs)
 
 
@@ -488,7 +518,8 @@ def _bench_docs(args: argparse.Namespace) -> None:
 
     from .bench.docs import update
 
-    update(Path(args.folder), Path(args.document))
+    for page in update(Path(args.folder), Path(args.pages)):
+        print(page)
 
 
 def _add_demo(subcommands: Subcommands) -> None:

@@ -10,9 +10,10 @@ from torch import nn
 from torchvision import models as torchvision_models
 
 from rdpnet_timm import cli
-from rdpnet_timm.bench import backends, docs, peers, report, run, training
+from rdpnet_timm.bench import backends, docs, isa, peers, plots, report, run, training
 from rdpnet_timm.bench.plots import pareto_front
 from rdpnet_timm.bench.tables import DEPLOY, PAPER_DEPLOY, TABLES, TRAIN
+from rdpnet_timm.measure import machine
 from rdpnet_timm.measure.forms import deploy_form, fold_norms, settle_norms
 from rdpnet_timm.measure.published import IMAGENET, PAPER
 from rdpnet_timm.measure.size import count
@@ -183,6 +184,145 @@ def test_the_runtimes_compute_what_pytorch_computes(form):
     assert torch.allclose(torch.from_numpy(openvino[0]), expected, atol=1e-5)
 
 
+def test_int8_of_the_runtimes_resembles_float(form):
+    for name in ("onnxruntime", "openvino"):
+        int8 = backends.signal_to_noise(form, backends.runner(name, form, 1, "int8"))
+        assert 20 < int8 < 60 < backends.signal_to_noise(form, backends.runner(name, form, 1))
+
+
+def test_signal_to_noise_is_the_ratio_of_powers_in_db(form):
+    images, expected = form.held_out
+    position = {image.tobytes(): index for index, image in enumerate(images)}
+    tenth = backends.signal_to_noise(form, lambda image: 1.1 * expected[position[image.tobytes()]])
+    assert tenth == pytest.approx(20)  # a tenth of the amplitude, a hundredth of the power
+    assert backends.signal_to_noise(form, lambda image: 0 * expected[:1]) == pytest.approx(0)
+
+
+def test_ranges_are_not_taken_from_the_images_that_judge_them(form):
+    calibration, (held_out, _) = form.calibration, form.held_out
+    assert not any((one == other).all() for one in calibration for other in held_out)
+
+
+def test_precisions_are_those_that_backend_and_cpu_have(monkeypatch):
+    monkeypatch.setattr(backends, "has_bfloat16", lambda: False)
+    names = ("eager", "onnxruntime", "openvino")
+    without = [("eager", "float32"), ("onnxruntime", "float32"), ("onnxruntime", "int8"), ("openvino", "float32"),
+               ("openvino", "int8")]  # fmt: skip
+    assert backends.available(names, backends.PRECISIONS) == without
+    with pytest.raises(ValueError, match="eager cannot compute in int8 on this CPU: add float32"):
+        backends.available(["eager"], ["int8"])
+    monkeypatch.setattr(backends, "has_bfloat16", lambda: True)
+    assert set(backends.available(names, backends.PRECISIONS)) - set(without) == {("openvino", "bfloat16")}
+
+
+def test_all_runtimes_in_all_precisions_take_turns(tmp_path, monkeypatch):
+    together = []
+
+    def measured(functions, *args, **kwargs):
+        together.append({name.split(":")[0] for name in functions})
+        return measure(functions, *args, **kwargs)
+
+    monkeypatch.setattr(report, "measure", measured)
+    names = ("eager", "onnxruntime", "openvino")
+    run.run(["table8"], tmp_path, names, quick=True, precisions=["float32", "int8"])
+    pairs = {f"{name}, {precision}" for name in names[1:] for precision in ("float32", "int8")}
+    assert together == [{"eager, float32"}, pairs]
+    result = json.loads((tmp_path / "table8.json").read_text())
+    assert [(one["backend"], one["precision"]) for one in result["runs"]][1:] == [
+        tuple(pair.split(", ")) for pair in sorted(pairs)
+    ]
+    for one in result["runs"]:
+        assert set(one["measurement"]["samples"]) == set(one["contestants"])
+        assert all((each["snr_db"] is None) is (one["precision"] == "float32") for each in one["contestants"].values())
+
+
+# Held to a CPU class
+
+
+def test_a_class_above_the_cpus_own_is_left_out_or_an_error(monkeypatch, capsys):
+    monkeypatch.setattr(isa, "cpu_flags", lambda: frozenset({"sse2", "avx2", "avx_vnni"}))
+    assert isa.runnable(["avx2", "amx", "avx2_vnni"]) == ["avx2", "avx2_vnni"]
+    assert "amx: left out, this CPU has avx2, avx2_vnni only" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="this CPU has avx2, avx2_vnni, and cannot be held to amx"):
+        isa.runnable(["amx"])
+    with pytest.raises(ValueError, match="there is no CPU class 'neon'; choose from avx2, avx2_vnni"):
+        isa.runnable(["neon"])
+
+
+def test_each_class_has_a_process_and_a_folder_of_its_own(tmp_path, monkeypatch):
+    calls = []
+
+    class Done:
+        returncode = 0
+
+    def run_process(command, env):
+        calls.append((command, env["ONEDNN_MAX_CPU_ISA"]))
+        return Done
+
+    monkeypatch.setattr(isa, "cpu_flags", lambda: frozenset({"avx2", "amx_int8"}))
+    monkeypatch.setattr(isa.subprocess, "run", run_process)
+    isa.run_classes(["avx2", "amx"], ["table5"], tmp_path)
+    assert [limit for _, limit in calls] == ["AVX2", "AVX512_CORE_AMX"]
+    for (command, _), name in zip(calls, ("avx2", "amx")):
+        assert command[command.index("--backend") :] == ["--backend", "openvino", "-o", str(tmp_path / name)]
+    Done.returncode = 1
+    with pytest.raises(RuntimeError, match="held to avx2 ended with status 1"):
+        isa.run_classes(["avx2"], ["table5"], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("limit", "precision", "names", "right"),
+    [
+        ("AVX2", "int8", ["jit_avx2_I8"], True),
+        ("AVX2", "int8", ["jit_avx2_I8", "brgconv_avx512_I8"], False),
+        ("AVX512_CORE_VNNI", "int8", ["brgconv_avx512_I8", "jit_avx2_I8"], True),
+        ("AVX512_CORE_VNNI", "int8", ["brgconv_avx512_amx_I8"], False),
+        ("AVX512_CORE_AMX", "int8", ["brgconv_avx512_amx_I8", "brgconv_avx512_I8"], True),
+        ("AVX512_CORE_AMX", "int8", ["brgconv_avx512_I8"], False),
+        ("AVX512_CORE_AMX", "float32", ["brgconv_avx512_FP32"], True),
+        ("AVX512_CORE_VNNI", "float32", ["ref_any_FP32"], False),
+    ],
+)
+def test_kernels_are_of_the_class_they_are_held_to_or_the_run_fails(limit, precision, names, right, monkeypatch):
+    monkeypatch.setattr(isa, "kernels", lambda form, precision: names)
+    if right:
+        assert isa.require_class(limit, None, [precision]) == {precision: names}
+    else:
+        with pytest.raises(RuntimeError, match=f"held to {limit}, and its convolutions run as"):
+            isa.require_class(limit, None, [precision])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("avx2" not in machine.cpu_flags(), reason="needs a CPU with AVX2")
+def test_openvino_held_to_avx2_runs_avx2_kernels(tmp_path, capfd):
+    arguments = ["bench", "table8", "--quick", "--precision", "float32", "int8", "--isa", "avx2", "-o", str(tmp_path)]
+    assert cli.main(arguments) == 0, capfd.readouterr().err
+    result = json.loads((tmp_path / "avx2" / "table8.json").read_text())
+    assert result["machine"]["isa_limit"] == "AVX2" and {one["backend"] for one in result["runs"]} == {"openvino"}
+    names = [name for each in result["kernels"].values() for name in each]
+    assert any("avx2" in name for name in names) and not any("avx512" in name or "amx" in name for name in names)
+    assert "OpenVINO held to AVX2" in (tmp_path / "avx2" / "table8.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "limit", "vnni"),
+    [
+        ("sse2 avx2", None, False),
+        ("sse2 avx2 avx_vnni", None, True),
+        ("sse2 avx512_vnni amx_int8", None, True),
+        ("sse2 avx512_vnni", "AVX2", False),
+        ("sse2 avx512_vnni", "AVX512_CORE_VNNI", True),
+        ("asimd asimddp", None, True),
+    ],
+)
+def test_who_sums_int8_products_in_16_bits(flags, limit, vnni, monkeypatch):
+    monkeypatch.setattr(machine, "cpu_flags", lambda: frozenset(flags.split()))
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    if limit:
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    assert machine.has_vnni() is vnni
+
+
 @pytest.mark.slow
 def test_compiled_networks_compute_what_pytorch_computes(form):
     assert torch.allclose(backends.prepare("compile", form, 1)(), outputs(form.module, form.x), atol=1e-5)
@@ -279,11 +419,56 @@ def test_an_unfinished_result_says_so():
     assert "interrupted" in report.markdown(result_of(([1.0], [1.0]), complete=False))
 
 
-def test_a_table_in_a_document_is_replaced_and_the_rest_is_left():
-    document = "a\n<!-- table5 -->\nold\n<!-- /table5 -->\nb\n<!-- table8 -->\nkept\n<!-- /table8 -->\n"
-    spliced = docs.splice(document, {"table5": "new\n", "table1": "unused"})
-    assert spliced == "a\n<!-- table5 -->\n\nnew\n\n<!-- /table5 -->\nb\n<!-- table8 -->\nkept\n<!-- /table8 -->\n"
-    assert docs.splice(spliced, {"table5": "new\n"}) == spliced
+def test_a_page_for_each_result_and_its_picture(tmp_path):
+    results, pages = tmp_path / "results", tmp_path / "pages"
+    results.mkdir()
+    with pytest.raises(FileNotFoundError, match="expected results of 'rdpnet bench'"):
+        docs.update(results, pages)
+    assert not pages.exists()
+    report.write(result_of(([20.0, 21.0, 22.0], [10.0, 10.0, 10.0])), results)
+    assert docs.update(results, pages) == [pages / "table5.md"]
+    text = (pages / "table5.md").read_text()
+    assert text.startswith("# Title\n\n![Title](table5.png)\n\n2026-01-02, A CPU")
+    assert "21.00 (2.10x)" in text and (pages / "table5.png").stat().st_size > 1000
+
+
+def by_precision(int8_snr):
+    """A result of one interleaved run: float32 10 and 8 ms, INT8 4 and 5 ms, the INT8 outputs as noisy as said."""
+    result = result_of(([10.0, 10.0], [8.0, 8.0]))
+    (run,) = result["runs"]
+    quantised = json.loads(json.dumps(run))
+    run.update(backend="onnxruntime", precision="float32")
+    quantised.update(backend="openvino", precision="int8")
+    for contestant, times, snr in zip(quantised["contestants"].values(), ([4.0] * 2, [5.0] * 2), int8_snr):
+        contestant["snr_db"] = snr
+        quantised["measurement"]["samples"][f"{contestant['name']}, {DEPLOY}"] = times
+    result["runs"].append(quantised)
+    return result
+
+
+def test_the_best_precision_is_named():
+    text = report.markdown(by_precision((30.0, 30.0)))
+    assert "| onnxruntime | openvino int8 | best |" in text
+    assert "| 10.00 (1.25x) | 4.00 (0.80x) | **4.00** (openvino int8) |" in text
+    assert "| 8.00 | 5.00 | **5.00** (openvino int8) |" in text
+
+
+def test_a_network_that_quantises_wrongly_is_marked_and_its_time_is_not_the_best():
+    text = report.markdown(by_precision((2.0, 30.0)))
+    assert "4.00 (0.80x), **wrong: 2 dB** | **10.00** (onnxruntime float32) |" in text
+    drawn = plots._best_by_precision(list(report.rows(by_precision((2.0, 30.0)))))
+    best = {row["network"]: row["min_ms"] for row in drawn if row["panel"] == "each in its best precision"}
+    assert best == {"MobileNetV2-0.5x": 10.0, "RDPNet-0.75x": 5.0}
+
+
+def test_throughput_counts_images_not_calls():
+    result = by_precision((30.0, 30.0))
+    result["table"] = "throughput"
+    for one in result["runs"]:
+        for contestant in one["contestants"].values():
+            contestant["extra"] = {"batch": 16}
+    text = report.markdown(result)
+    assert "| 1600 (1.25x) | 4000 (0.80x) | **4000** (openvino int8) |" in text  # 16 images in 10 ms, and in 4 ms
 
 
 def test_the_pareto_front_holds_what_nothing_beats():
@@ -310,6 +495,10 @@ def test_errors_say_what_was_expected(tmp_path, capsys, monkeypatch):
     assert "--rounds must be 1 or more, got 0" in error_of("table8", "--rounds", "0", *out)
     assert "--threads must be 1 or more, got 0" in error_of("table8", "--threads", "0", *out)
     assert "there is no backend 'tflite'; choose from eager" in error_of("table8", "--backend", "tflite", *out)
+    assert "there is no precision 'fp8'; choose from float32" in error_of("table8", "--precision", "fp8", *out)
+    assert "--isa is for openvino, got --backend onnxruntime" in error_of(
+        "table8", "--isa", "avx2", "--backend", "onnxruntime", *out
+    )
     assert not (tmp_path / "out").exists()
     (tmp_path / "file").touch()
     assert "choose another folder with -o" in error_of("table8", "-o", str(tmp_path / "file" / "out"))
@@ -331,12 +520,12 @@ def test_an_interrupted_command_keeps_what_it_has_and_says_so(tmp_path, capsys, 
     monkeypatch.setattr(report, "measure", interrupted_in_the_second_run)
     arguments = ["bench", "table8", "--quick", "--backend", "eager", "onnxruntime", "-o", str(tmp_path)]
     assert cli.main(arguments) == 130
-    assert f"interrupted: 2 runs of table8 were measured, wholly or in part, and are kept in {tmp_path}" in (
+    assert f"interrupted: 3 runs of table8 were measured, wholly or in part, and are kept in {tmp_path}" in (
         capsys.readouterr().out
     )
     result = json.loads((tmp_path / "table8.json").read_text())
     lengths = [{len(times) for times in one["measurement"]["samples"].values()} for one in result["runs"]]
-    assert lengths == [{3}, {2}] and result["complete"] is False
+    assert lengths == [{3}, {2}, {2}] and result["complete"] is False
     assert "interrupted" in (tmp_path / "table8.md").read_text()
 
 
@@ -349,8 +538,9 @@ def test_a_quick_run_writes_every_table(tmp_path):
         assert result["complete"] and result["quick"] and result["machine"]["cpu"]
         with open(tmp_path / f"{name}.csv", newline="") as file:
             lines = list(csv.DictReader(file))
-        expected = {"cpu"} if name == "training" else {"eager", "onnxruntime", "openvino"}
-        assert {line["backend"] for line in lines} == expected
+        expected = {"training": {"cpu"}, "throughput": {"onnxruntime", "openvino"}}
+        assert {line["backend"] for line in lines} == expected.get(name, {"eager", "onnxruntime", "openvino"})
+        assert name == "training" or {"float32", "int8"} <= {line["precision"] for line in lines}
         assert all(float(line["min_ms"]) > 0 and line["rounds"] == "2" for line in lines)
         for one in result["runs"]:
             samples = one["measurement"]["samples"]

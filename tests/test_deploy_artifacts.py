@@ -270,3 +270,15 @@ def test_the_torch_free_example_of_the_docs_classifies_and_draws(exported, model
     logits = run_onnx(artifact, image.transpose(2, 0, 1)[None].astype(np.float32))[0]
     assert done.stdout.startswith("abcde"[int(logits.argmax())])
     assert Image.open(tmp_path / "out.png").size[0] >= 200
+
+
+@pytest.mark.parametrize(("reduce_range", "limit"), [(True, 64), (False, 127)])
+def test_weights_have_7_bits_where_8_overflow(reduce_range, limit, model, pixels, tmp_path):
+    _, int8 = export(
+        model, tmp_path, ["onnx"], int8=True, calibration=Calibration(pixels), input_size=SIZE,
+        reduce_range=reduce_range, int8_tolerance=10, rounds=1,
+    )  # fmt: skip
+    values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(int8.path).graph.initializer}
+    weights = [value for name, value in values.items() if name.endswith("weight_quantized")]
+    assert len(weights) == 42 and max(np.abs(value.astype(int)).max() for value in weights) == limit
+    assert json.loads(Path(f"{int8.path}.json").read_text())["quantization"]["reduced_range"] is reduce_range

@@ -1,22 +1,59 @@
-"""What runs a network: eager PyTorch, torch.compile, ONNX Runtime, OpenVINO, each with its threads pinned."""
+"""What runs a network, in which precision: eager PyTorch, torch.compile, the runtimes, each with its threads pinned."""
 
-import importlib.util
 import io
+import tempfile
 import warnings
 from functools import cached_property
-from typing import Callable, Dict, Sequence, Tuple
+from pathlib import Path
+from typing import Callable, Dict, List, NamedTuple, Sequence, Tuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["BACKENDS", "Form", "pin_threads", "prepare", "require"]
+from ..deploy.formats import FORMATS
+from ..deploy.quantize import QUANTIZERS, quantize_onnx
+from ..extras import is_installed
+from ..measure.machine import has_bfloat16, has_vnni
 
-BACKENDS: Dict[str, Tuple[str, ...]] = {
-    "eager": (),
-    "compile": (),
-    "onnxruntime": ("onnx", "onnxruntime"),
-    "openvino": ("onnx", "openvino"),
+__all__ = [
+    "BACKENDS", "PRECISIONS", "RUNTIMES", "WRONG_DB", "Backend", "Form", "available", "images_like", "pin_threads",
+    "prepare", "require", "signal_to_noise",
+]  # fmt: skip
+
+PRECISIONS = ("float32", "bfloat16", "int8")
+CALIBRATION_IMAGES, HELD_OUT_IMAGES = 8, 4
+WRONG_DB = 6.0  # below this the error has more than half the amplitude of the output
+
+
+class Backend(NamedTuple):
+    """What runs a network: the packages it needs, the extra that brings them, and the precisions it knows."""
+
+    needs: Tuple[str, ...] = ()
+    extra: str = "bench"
+    precisions: Tuple[str, ...] = ("float32",)
+
+
+BACKENDS: Dict[str, Backend] = {
+    "eager": Backend(),
+    "compile": Backend(),
+    "onnxruntime": Backend(("onnx", "onnxruntime"), "bench", ("float32", "int8")),
+    "openvino": Backend(("onnx", "onnxruntime", "openvino"), "bench", PRECISIONS),
+    **{
+        name: Backend(FORMATS[name].needs, name, ("float32", *(["int8"] if name in QUANTIZERS else [])))
+        for name in ("executorch", "litert", "ncnn")
+    },
 }
+RUNTIMES = tuple(name for name in BACKENDS if name not in ("eager", "compile"))
+
+
+def images_like(size: Sequence[int], count: int, seed: int = 0) -> Tensor:
+    """Random images ``(count, C, H, W)`` that differ from each other as pictures do: large blots, and fine noise."""
+    generator = torch.Generator().manual_seed(seed)
+    channels, height, width = size
+    coarse = torch.randn(count, channels, 8, 8, generator=generator)
+    blots = nn.functional.interpolate(coarse, size=(height, width), mode="bilinear", align_corners=False)
+    return blots + 0.3 * torch.randn(count, channels, height, width, generator=generator)
 
 
 class Form:
@@ -24,21 +61,48 @@ class Form:
 
     Args:
         module: the network, in evaluation mode.
-        x: the image ``(1, C, H, W)``.
+        x: the images ``(N, C, H, W)``, one where latency is timed.
+        dynamic: let the ONNX model take any number of images, not that of ``x`` alone.
     """
 
-    def __init__(self, module: nn.Module, x: Tensor) -> None:
+    def __init__(self, module: nn.Module, x: Tensor, dynamic: bool = False) -> None:
         self.module = module.eval()
         self.x = x
+        self.dynamic = dynamic
 
     @cached_property
     def onnx(self) -> bytes:
-        """The network as an ONNX model for images of this very shape, exported once for all runtimes."""
+        """The network as an ONNX model, exported once for all runtimes."""
         buffer = io.BytesIO()
+        axes = {"image": {0: "batch"}, "output": {0: "batch"}} if self.dynamic else None
+        names: Dict[str, List[str]] = {"input_names": ["image"], "output_names": ["output"]}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the tracer warns of every shape it takes for a constant, which it is
-            torch.onnx.export(self.module, (self.x,), buffer, dynamo=False, opset_version=17, input_names=["image"])
+            torch.onnx.export(
+                self.module, (self.x,), buffer, dynamo=False, opset_version=17, dynamic_axes=axes, **names
+            )
         return buffer.getvalue()
+
+    @cached_property
+    def calibration(self) -> np.ndarray:
+        """The images that INT8 ranges are taken from, the same for all networks of a size."""
+        return images_like(self.x.shape[1:], CALIBRATION_IMAGES, seed=1).numpy()
+
+    @cached_property
+    def int8_onnx(self) -> bytes:
+        """The network in INT8 by ONNX Runtime's quantiser, which OpenVINO reads as well; 7 bits without VNNI."""
+        with tempfile.TemporaryDirectory() as folder:
+            source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
+            source.write_bytes(self.onnx)
+            quantize_onnx(source, target, self.calibration)
+            return target.read_bytes()
+
+    @cached_property
+    def held_out(self) -> Tuple[np.ndarray, np.ndarray]:
+        """Images that no range was taken from, and the float outputs of PyTorch."""
+        images = images_like(self.x.shape[1:], HELD_OUT_IMAGES, seed=2)
+        with torch.inference_mode():
+            return images.numpy(), np.concatenate([self.module(image).numpy() for image in images.split(1)])
 
 
 def require(backends: Sequence[str]) -> None:
@@ -48,15 +112,34 @@ def require(backends: Sequence[str]) -> None:
         ValueError: a backend of another name.
         ImportError: a backend whose packages are not installed.
     """
-    for backend in backends:
-        if backend not in BACKENDS:
-            raise ValueError(f"there is no backend '{backend}'; choose from {', '.join(BACKENDS)}")
-        missing = [package for package in BACKENDS[backend] if importlib.util.find_spec(package) is None]
+    for name in backends:
+        if name not in BACKENDS:
+            raise ValueError(f"there is no backend '{name}'; choose from {', '.join(BACKENDS)}")
+        missing = [package for package in BACKENDS[name].needs if not is_installed(package)]
         if missing:
             raise ImportError(
-                f'the backend {backend} needs {" and ".join(missing)}: pip install "rdpnet-timm[bench]", or leave it '
-                "out of --backend"
+                f'the backend {name} needs {" and ".join(missing)}: pip install "rdpnet-timm[{BACKENDS[name].extra}]", '
+                "or leave it out of --backend"
             )
+
+
+def available(backends: Sequence[str], precisions: Sequence[str]) -> List[Tuple[str, str]]:
+    """The pairs of backend and precision that there are: bfloat16 only where the CPU multiplies it itself.
+
+    Raises:
+        ValueError: a precision of another name, or no pair at all.
+    """
+    for precision in precisions:
+        if precision not in PRECISIONS:
+            raise ValueError(f"there is no precision '{precision}'; choose from {', '.join(PRECISIONS)}")
+    wanted = [precision for precision in precisions if precision != "bfloat16" or has_bfloat16()]
+    pairs = [(name, each) for name in backends for each in wanted if each in BACKENDS[name].precisions]
+    if not pairs:
+        raise ValueError(
+            f"{', '.join(backends)} cannot compute in {', '.join(precisions)} on this CPU: add float32 to --precision, "
+            "or another backend"
+        )
+    return pairs
 
 
 def pin_threads(threads: int) -> None:
@@ -65,17 +148,35 @@ def pin_threads(threads: int) -> None:
     torch._dynamo.reset()
 
 
-def prepare(backend: str, form: Form, threads: int) -> Callable[[], object]:
+def prepare(backend: str, form: Form, threads: int, precision: str = "float32") -> Callable[[], object]:
     """A function without arguments that runs ``form`` once on ``backend``.
 
     The runtimes get ``threads`` threads; eager and compiled networks have those of :func:`pin_threads`.
     """
-    return {"eager": _eager, "compile": _compile, "onnxruntime": _onnxruntime, "openvino": _openvino}[backend](
-        form, threads
-    )
+    if backend in ("eager", "compile"):
+        return {"eager": _eager, "compile": _compile}[backend](form)
+    run, image = runner(backend, form, threads, precision), form.x.numpy()
+    return lambda: run(image)
 
 
-def _eager(form: Form, _: int) -> Callable[[], object]:
+def runner(backend: str, form: Form, threads: int, precision: str = "float32") -> Callable[[np.ndarray], np.ndarray]:
+    """A function from images to outputs, on a runtime."""
+    if backend == "onnxruntime":
+        return _onnxruntime(form, threads, precision)
+    if backend == "openvino":
+        return _openvino(form, threads, precision)
+    return _from_file(backend, form, threads, precision)
+
+
+def signal_to_noise(form: Form, run: Callable[[np.ndarray], np.ndarray]) -> float:
+    """Power of the float output over that of its difference to ``run``'s, in dB, on images no range was taken from."""
+    images, expected = form.held_out
+    actual = np.concatenate([np.array(run(image)) for image in images[:, None]]).reshape(expected.shape)
+    noise = np.square(actual.astype(np.float64) - expected).mean()
+    return float(10 * np.log10(np.square(expected.astype(np.float64)).mean() / max(float(noise), 1e-30)))
+
+
+def _eager(form: Form) -> Callable[[], object]:
     def run() -> object:
         with torch.inference_mode():
             return form.module(form.x)
@@ -83,7 +184,7 @@ def _eager(form: Form, _: int) -> Callable[[], object]:
     return run
 
 
-def _compile(form: Form, _: int) -> Callable[[], object]:
+def _compile(form: Form) -> Callable[[], object]:
     torch._dynamo.config.cache_size_limit = 256  # networks of one class share it
     # frozen weights are what lets the compiler fold norms and lay out kernels, as the runtimes do
     compiled = torch.compile(form.module, options={"freezing": True})
@@ -96,24 +197,38 @@ def _compile(form: Form, _: int) -> Callable[[], object]:
     return run
 
 
-def _onnxruntime(form: Form, threads: int) -> Callable[[], object]:
+def _onnxruntime(form: Form, threads: int, precision: str) -> Callable[[np.ndarray], np.ndarray]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    options.log_severity_level = 3
     # idle threads of one session must not spin while the next contestant has its turn
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    session = onnxruntime.InferenceSession(form.onnx, options, providers=["CPUExecutionProvider"])
-    image = {"image": form.x.numpy()}
-    return lambda: session.run(None, image)
+    model = form.int8_onnx if precision == "int8" else form.onnx
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return lambda images: session.run(None, {"image": images})[0]
 
 
-def _openvino(form: Form, threads: int) -> Callable[[], object]:
+def _openvino(form: Form, threads: int, precision: str) -> Callable[[np.ndarray], np.ndarray]:
     import openvino
 
     core = openvino.Core()
-    config = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-    request = core.compile_model(core.read_model(form.onnx), "CPU", config).create_infer_request()
-    image = {0: form.x.numpy()}
-    return lambda: request.infer(image, share_inputs=True, share_outputs=True)
+    model = core.read_model(form.int8_onnx if precision == "int8" else form.onnx)
+    hint = "bf16" if precision == "bfloat16" else "f32"
+    config = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint}
+    request = core.compile_model(model, "CPU", config).create_infer_request()
+    return lambda images: request.infer({0: images}, share_inputs=True, share_outputs=True)[0]
+
+
+def _from_file(backend: str, form: Form, threads: int, precision: str) -> Callable[[np.ndarray], np.ndarray]:
+    """The runtimes that read a file, by the formats of ``rdpnet export``."""
+    kind = FORMATS[backend]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"model{kind.suffixes[0]}"
+        if precision == "int8":
+            QUANTIZERS[backend](form.module, form.x, path, form.calibration, False, not has_vnni())
+        else:
+            kind.write(form.module, form.x, path, False)
+        return kind.load(path, threads, kind.options[0])

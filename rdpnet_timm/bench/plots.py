@@ -4,7 +4,7 @@ import io
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
-from .report import Result, describe_run, rows
+from .report import Result, best, is_wrong, rows
 from .tables import DEPLOY, TABLES
 
 __all__ = ["draw", "pareto_front"]
@@ -17,7 +17,7 @@ Row = Mapping[str, Any]
 
 def draw(result: Result, directory: Path) -> List[Path]:
     """Draw the picture of a table that has one as ``TABLE.png``, and return its path, or no path."""
-    lines = [row for row in rows(result) if row["form"] == DEPLOY]
+    lines = _best_by_precision([row for row in rows(result) if row["form"] == DEPLOY])
     if not lines or result["table"] not in TABLES:
         return []
     import matplotlib
@@ -42,6 +42,26 @@ def draw(result: Result, directory: Path) -> List[Path]:
     return [path]
 
 
+def _best_by_precision(lines: Sequence[Row]) -> List[Dict[str, Any]]:
+    """For each network the fastest runtime of each precision, and of all where there are several; ``panel`` says which.
+
+    What quantises wrongly is left out.
+    """
+    precisions = list(dict.fromkeys(row["precision"] for row in lines))
+    panels = {f"{precision}, fastest runtime": [precision] for precision in precisions}
+    if len(precisions) > 1:
+        panels["each in its best precision"] = precisions
+    groups: Dict[Any, List[Row]] = {}
+    for row in lines:
+        for panel, allowed in panels.items():
+            if row["precision"] in allowed and not is_wrong(row):
+                key = (panel, row["comparison"], row["threads"], row["network"])
+                groups.setdefault(key, []).append(row)
+    chosen = {key: best(group) for key, group in groups.items()}
+    order = list(panels)
+    return [{**row, "panel": key[0]} for key, row in sorted(chosen.items(), key=lambda i: order.index(i[0][0])) if row]
+
+
 def pareto_front(points: Mapping[str, Tuple[float, float]]) -> List[str]:
     """Names of the ``(latency, accuracy)`` points that no other one beats in both, the fastest first."""
     front: List[str] = []
@@ -52,26 +72,26 @@ def pareto_front(points: Mapping[str, Tuple[float, float]]) -> List[str]:
 
 
 def _panels(pyplot: Any, lines: Sequence[Row], height: float) -> Tuple[Any, Dict[Tuple[str, int], Any]]:
-    """A figure with a column of panels per backend and a row per number of threads."""
-    backends, threads = (list(dict.fromkeys(row[key] for row in lines)) for key in ("backend", "threads"))
+    """A figure with a column of panels per precision and a row per number of threads."""
+    backends, threads = (list(dict.fromkeys(row[key] for row in lines)) for key in ("panel", "threads"))
     size = (5.2 * len(backends), height * len(threads))
     figure, axes = pyplot.subplots(len(threads), len(backends), figsize=size, squeeze=False, layout="constrained")
     panels = {}
     for number, line_of_axes in zip(threads, axes):
         for backend, axis in zip(backends, line_of_axes):
-            axis.set_title(describe_run({"backend": backend, "threads": number}), fontsize=10)
+            axis.set_title(_panel(backend, number), fontsize=10)
             axis.grid(alpha=0.3)
             panels[backend, number] = axis
     return figure, panels
 
 
 def _accuracy_figure(pyplot: Any, lines: Sequence[Row], accuracy: Mapping[str, float]) -> Any:
-    """A panel per backend, and in it a Pareto front for each comparison: only its networks took turns."""
+    """A panel per precision, and in it a Pareto front for each comparison: only its networks took turns."""
     figure, panels = _panels(pyplot, lines, 5.2)
     labelled: Dict[Any, Dict[str, Tuple[float, float]]] = {}
-    for (backend, threads), axis in panels.items():
+    for (panel, threads), axis in panels.items():
         points: Dict[str, Tuple[float, float]] = {}
-        own = [row for row in lines if (row["backend"], row["threads"]) == (backend, threads)]
+        own = [row for row in lines if (row["panel"], row["threads"]) == (panel, threads)]
         for comparison in dict.fromkeys(row["comparison"] for row in own):
             group = {
                 row["network"]: (row["min_ms"], accuracy[row["network"]])
@@ -90,6 +110,10 @@ def _accuracy_figure(pyplot: Any, lines: Sequence[Row], accuracy: Mapping[str, f
     for axis, points in labelled.items():
         _label(axis, points)
     return figure
+
+
+def _panel(panel: str, threads: int) -> str:
+    return f"{panel}, {threads} thread{'s' * (threads > 1)}"
 
 
 def _is_ours(name: str) -> bool:
@@ -131,25 +155,25 @@ def _label(axis: Any, points: Mapping[str, Tuple[float, float]]) -> None:
 
 
 def _sweep_figure(pyplot: Any, result: Result, lines: Sequence[Row]) -> Any:
-    """A row of panels per backend: one for each comparison, and one over MACs where widths are compared."""
+    """A row of panels per precision: one for each comparison, and one over MACs where widths are compared."""
     table = TABLES[result["table"]]
     points = {entry.name: entry for comparison in table.comparisons for entry in comparison.entries}
-    panels = [(comparison.title, comparison.title, comparison.x_label) for comparison in table.comparisons]
+    columns = [(comparison.title, comparison.title, comparison.x_label) for comparison in table.comparisons]
     if result["table"] == "scaling":
-        panels.insert(0, ("The same widths over MACs", table.comparisons[0].title, "M MACs"))
-    runs = list(dict.fromkeys((row["backend"], row["threads"]) for row in lines))
-    size = (4.4 * len(panels), 3.4 * len(runs))
-    figure, axes = pyplot.subplots(len(runs), len(panels), figsize=size, squeeze=False, layout="constrained")
-    for (backend, threads), line_of_axes in zip(runs, axes):
-        for (title, comparison, x_label), axis in zip(panels, line_of_axes):
-            own = [row for row in lines if (row["backend"], row["threads"]) == (backend, threads)]
+        columns.insert(0, ("The same widths over MACs", table.comparisons[0].title, "M MACs"))
+    runs = list(dict.fromkeys((row["panel"], row["threads"]) for row in lines))
+    size = (4.4 * len(columns), 3.4 * len(runs))
+    figure, axes = pyplot.subplots(len(runs), len(columns), figsize=size, squeeze=False, layout="constrained")
+    for (panel, threads), line_of_axes in zip(runs, axes):
+        for (title, comparison, x_label), axis in zip(columns, line_of_axes):
+            own = [row for row in lines if (row["panel"], row["threads"]) == (panel, threads)]
             own = [row for row in own if row["comparison"] == comparison]
             for index, series in enumerate(dict.fromkeys(points[row["network"]].series for row in own)):
                 curve = [row for row in own if points[row["network"]].series == series]
                 x = [row["macs"] / 1e6 if x_label == "M MACs" else points[row["network"]].x for row in curve]
                 style = dict(color=LINES[index], marker=MARKERS[index], markersize=4, linewidth=1.3, label=series)
                 axis.plot(x, [row["min_ms"] for row in curve], **style)
-            axis.set_title(f"{title}\n{describe_run({'backend': backend, 'threads': threads})}", fontsize=9)
+            axis.set_title(f"{title}\n{_panel(panel, threads)}", fontsize=9)
             axis.set(xlabel=x_label, ylabel="shortest time, ms", ylim=(0, None))
             axis.grid(alpha=0.3)
             if own:  # a quick run leaves panels empty

@@ -8,14 +8,19 @@ import csv
 import io
 import json
 import os
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from ..measure.timing import Interrupted, Measurement, measure
+from .backends import WRONG_DB
 from .tables import DEPLOY, TABLES, Entry
 
-__all__ = ["Result", "Start", "describe_run", "entry_facts", "markdown", "measure_run", "rows", "write"]
+__all__ = [
+    "Result", "Start", "best", "describe_run", "entry_facts", "is_wrong", "markdown", "measure_run", "measure_runs",
+    "rows", "write",
+]  # fmt: skip
 
 Result = Dict[str, Any]
 # start(description, runs done, runs in all) gives progress(turns done, turns in all)
@@ -43,6 +48,37 @@ def measure_run(
     _append(result, measurement, facts)
 
 
+def measure_runs(
+    result: Result,
+    functions: Mapping[Tuple[str, str], Mapping[str, Callable[[], object]]],
+    progress: Callable[[int, int], object],
+    runs: Mapping[Tuple[str, str], Dict[str, Any]],
+) -> None:
+    """As :func:`measure_run`, for several backends and precisions whose contestants all take turns with each other.
+
+    Args:
+        result: gets a run for each pair of backend and precision.
+        functions: what to call, by pair and contestant.
+        progress: as :func:`.timing.measure` takes it.
+        runs: the facts of each run.
+    """
+    together = {(pair, key): call for pair, calls in functions.items() for key, call in calls.items()}
+    names = {f"{pair[0]}, {pair[1]}: {key}": (pair, key) for pair, key in together}
+
+    def split(measurement: Measurement) -> None:
+        for pair, facts in runs.items():
+            own = {names[name][1]: times for name, times in measurement.samples.items() if names[name][0] == pair}
+            _append(result, replace(measurement, samples=own, _medians={}), facts)
+
+    try:
+        calls = {name: together[each] for name, each in names.items()}
+        measurement = measure(calls, result["rounds"], 1 if result["quick"] else 3, progress=progress)
+    except Interrupted as interrupted:
+        split(interrupted.measurement)
+        raise
+    split(measurement)
+
+
 def _append(result: Result, measurement: Measurement, facts: Dict[str, Any]) -> None:
     pairs = combinations(measurement.samples, 2) if all(measurement.samples.values()) else ()
     ratios = [{"of": a, "to": b, **measurement.ratio(a, b)._asdict()} for a, b in pairs]
@@ -50,8 +86,13 @@ def _append(result: Result, measurement: Measurement, facts: Dict[str, Any]) -> 
 
 
 def describe_run(run: Mapping[str, Any]) -> str:
-    """Backend and threads, as a heading says them."""
-    return f"{run['backend']}, {_threads(run)}"
+    """Backend, precision where it is not float32, and threads, as a heading says them."""
+    return f"{_backend(run)}, {_threads(run)}"
+
+
+def _backend(run: Mapping[str, Any]) -> str:
+    precision = run.get("precision") or "float32"
+    return run["backend"] if precision == "float32" else f"{run['backend']} {precision}"
 
 
 def _threads(run: Mapping[str, Any]) -> str:
@@ -74,6 +115,7 @@ def rows(result: Result) -> Iterator[Dict[str, Any]]:
                 "network": contestant["name"],
                 "form": contestant["form"],
                 "backend": run["backend"],
+                "precision": run.get("precision") or "float32",
                 "threads": run["threads"],
                 "size": "x".join(map(str, contestant["size"])),
                 "params": contestant["params"],
@@ -86,6 +128,7 @@ def rows(result: Result) -> Iterator[Dict[str, Any]]:
                 "ratio_high": round(ratio.high, 4),
                 "ratio_of_minima": round(measurement.minimum(key) / measurement.minimum(reference), 4),
                 "verdict": "reference" if key == reference else verdict,
+                "snr_db": contestant.get("snr_db"),
                 **_extra(contestant.get("extra", {}), measurement.median(key)),
             }
 
@@ -118,9 +161,11 @@ def markdown(result: Result, details: bool = True, ties: bool = True) -> str:
         )
     last_form = "train" if result["table"] == "training" else "deploy"
     over = "the first curve in the same line" if sweeps else f"the network in bold in its {last_form} form"
+    what = "Images per second" if result["table"] == "throughput" else "Times are medians in ms"
     parts.append(
-        f"Times are medians in ms; the factor is the time over that of {over}, above 1 being slower; *tie*: the 95 % "
+        f"{what}; the factor is the time over that of {over}, above 1 being slower; *tie*: the 95 % "
         "interval of the factor holds 1."
+        + _precision_note(result)
         + ("" if sweeps else f" Parameters and MACs are those of the {last_form} form.")
     )
     parts += [text for text in (_paper_note(result), result["note"]) if text]
@@ -131,11 +176,24 @@ def markdown(result: Result, details: bool = True, ties: bool = True) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _precision_note(result: Result) -> str:
+    if len({run.get("precision") or "float32" for run in result["runs"]}) < 2:
+        return ""
+    return (
+        " *best* is the shortest time of all, or the most images per second, and says which runtime and precision it "
+        "was; all took turns in one run. INT8 is ONNX Runtime's quantiser for every network and runtime, ranges from "
+        "the same images, weights of 7 bits where the CPU has no VNNI (8 overflow there); **wrong** marks an output "
+        f"less than {WRONG_DB:.0f} dB above its own error, measured against the float output on other images: such a "
+        "time never counts as the best."
+    )
+
+
 def _conditions(result: Result) -> str:
     machine = result["machine"]
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items() if number[0].isdigit())
+    held = f", OpenVINO held to {machine['isa_limit']}" if machine.get("isa_limit") else ""
     return (
-        f"{result['date'][:10]}, {machine['cpu']}, {machine['cores']} cores, {machine['capability']}"
+        f"{result['date'][:10]}, {machine['cpu']}, {machine['cores']} cores, {machine['capability']}{held}"
         f"{', ' + machine['gpu'] if machine['gpu'] else ''}; {versions}; {result['rounds']} rounds; "
         f"`{result['command']}`"
     )
@@ -148,27 +206,49 @@ def _summary(result: Result, group: Sequence[Mapping[str, Any]]) -> str:
     reference = next(row["network"] for row in group if row["verdict"] == "reference")
     columns: Dict[Any, str] = {}
     forms = list(table.forms) if table else [row["form"] for row in group]
-    for row in sorted(group, key=lambda row: (_order(result, row["backend"]), forms.index(row["form"]))):
+    for row in sorted(group, key=lambda row: (_order(result, row), forms.index(row["form"]))):
         has_many_forms = len({each["form"] for each in group if each["backend"] == row["backend"]}) > 1
-        heading = row["backend"] + (f", {row['form']}" if has_many_forms else "")
-        columns.setdefault((row["backend"], row["form"]), heading)
-    cells = {(row["network"], row["backend"], row["form"]): row for row in group}
+        heading = _backend(row) + (f", {row['form']}" if has_many_forms else "")
+        columns.setdefault((row["backend"], row["precision"], row["form"]), heading)
+    cells = {(row["network"], row["backend"], row["precision"], row["form"]): row for row in group}
+    has_many_precisions = len({row["precision"] for row in group}) > 1
+    throughput = result["table"] == "throughput"
     lines = []
     for network in dict.fromkeys(row["network"] for row in group):
         own = [row for row in group if row["network"] == network]
         row = next((row for row in own if row["form"] == DEPLOY), own[-1])
         line = {"network": f"**{network}**" if network == reference else network}
         line |= {"M params": f"{row['params'] / 1e6:.2f}", "M MACs": f"{row['macs'] / 1e6:.0f}"}
-        line |= {name: f"{row[name]:,}" for name in ("batch", "images/s", "peak MB") if name in row}
+        if not throughput:
+            line |= {name: f"{row[name]:,}" for name in ("batch", "images/s", "peak MB") if name in row}
         if table and paper and table.accuracy and not paper.columns:
             line["top-1 %"] = f"{table.accuracy[network]:.1f}" if network in table.accuracy else ""
         if paper:
             for index, column in enumerate(paper.columns):
                 line[f"paper: {column}"] = _paper_cell(paper.rows, network, reference, index, column)
         for column, heading in columns.items():
-            line[heading] = _cell(cells.get((network, *column)))
+            line[heading] = _cell(cells.get((network, *column)), throughput)
+        if has_many_precisions:
+            line["best"] = _best_cell(best(own, "median_ms" if throughput else "min_ms"), throughput)
         lines.append(line)
     return _table(lines[0], lines)
+
+
+def is_wrong(row: Mapping[str, Any]) -> bool:
+    """Whether a row's output has so little to do with the float one that its time is worth nothing."""
+    return row.get("snr_db") is not None and row["snr_db"] < WRONG_DB
+
+
+def best(rows: Sequence[Mapping[str, Any]], by: str = "min_ms") -> Optional[Mapping[str, Any]]:
+    """The row of the shortest time, of those whose output is right."""
+    return min((row for row in rows if not is_wrong(row)), key=lambda row: row[by], default=None)
+
+
+def _best_cell(row: Optional[Mapping[str, Any]], throughput: bool) -> str:
+    if row is None:
+        return "none is right"
+    value = f"{row['images/s']:.0f}" if throughput else _milliseconds(row["min_ms"])
+    return f"**{value}** ({row['backend']} {row['precision']})"
 
 
 def _sweep(runs: Sequence[Mapping[str, Any]]) -> str:
@@ -192,15 +272,17 @@ def _milliseconds(value: float) -> str:
     return f"{value:.{2 if value < 100 else 0}f}"
 
 
-def _order(result: Result, backend: str) -> int:
-    return list(dict.fromkeys(run["backend"] for run in result["runs"])).index(backend)
+def _order(result: Result, row: Mapping[str, Any]) -> int:
+    pairs = [(run["backend"], run.get("precision") or "float32") for run in result["runs"]]
+    return list(dict.fromkeys(pairs)).index((row["backend"], row["precision"]))
 
 
-def _cell(row: Optional[Mapping[str, Any]]) -> str:
+def _cell(row: Optional[Mapping[str, Any]], throughput: bool = False) -> str:
     if row is None:
         return ""
     factor = {"reference": "", "tie": f" ({row['ratio']:.2f}x, tie)"}.get(row["verdict"], f" ({row['ratio']:.2f}x)")
-    return f"{_milliseconds(row['median_ms'])}{factor}"
+    value = f"{row['images/s']:.0f}" if throughput else _milliseconds(row["median_ms"])
+    return f"{value}{factor}" + (f", **wrong: {row['snr_db']:.0f} dB**" if is_wrong(row) else "")
 
 
 def _paper_cell(rows: Mapping[str, Sequence[Any]], network: str, reference: str, index: int, column: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 import torch
 
@@ -15,14 +15,17 @@ from ..measure.forms import settle_norms
 from ..measure.machine import describe
 from ..measure.size import count
 from . import backends as runtimes
-from .report import Result, Start, entry_facts, markdown, measure_run, write
+from . import isa
+from .report import Result, Start, entry_facts, markdown, measure_runs, write
 from .tables import TABLES, Comparison, Entry, Table
+from .throughput import THROUGHPUT_NOTE, THROUGHPUT_TITLE, measure_throughput
 from .training import TRAINING_NOTE, TRAINING_TITLE, measure_training
 
 __all__ = ["BACKENDS", "NAMES", "run"]
 
 BACKENDS = ("eager", "onnxruntime", "openvino")  # torch.compile takes a minute per network
-NAMES = (*TABLES, "training")
+NAMES = (*TABLES, "training", "throughput")
+_OTHERS = {"training": (TRAINING_TITLE, TRAINING_NOTE), "throughput": (THROUGHPUT_TITLE, THROUGHPUT_NOTE)}
 QUICK_ROUNDS = 2
 
 
@@ -34,6 +37,7 @@ def run(
     rounds: int = 30,
     quick: bool = False,
     command: str = "",
+    precisions: Sequence[str] = runtimes.PRECISIONS,
 ) -> List[Path]:
     """Measure the tables ``names`` and write ``TABLE.md``, ``.csv``, ``.json`` and, where there is one, ``.png``.
 
@@ -45,20 +49,22 @@ def run(
         rounds: timed calls of each contestant; the paper's figures are means of 500.
         quick: two rounds of the reference and one other network of each table, to see that all works.
         command: what the user typed, for the record.
+        precisions: of :data:`.backends.PRECISIONS`; each backend is measured in those that it and the CPU have.
 
     Raises:
-        ValueError: an unknown table or backend, no rounds or no threads.
+        ValueError: an unknown table, backend or precision, no rounds or no threads.
         ImportError: something is needed that is not installed.
         OSError: nothing can be written to ``output``.
         KeyboardInterrupt: on Ctrl-C, after the complete rounds have been written.
     """
     _check(names, backends, threads, rounds)
+    pairs = runtimes.available(backends, precisions)
     _check_writable(output)
     from . import plots
 
     written = []
     for name in dict.fromkeys(names):
-        title, note = (TABLES[name].title, TABLES[name].note) if name in TABLES else (TRAINING_TITLE, TRAINING_NOTE)
+        title, note = _OTHERS[name] if name in _OTHERS else (TABLES[name].title, TABLES[name].note)
         result: Result = {
             "table": name,
             "title": title,
@@ -76,8 +82,10 @@ def run(
             with _progress(name) as start:
                 if name == "training":
                     measure_training(result, threads, start, save)
+                elif name == "throughput":
+                    measure_throughput(result, pairs, start, save)
                 else:
-                    _measure_table(TABLES[name], result, backends, threads, start, save)
+                    _measure_table(TABLES[name], result, pairs, threads, start, save)
             result["complete"] = True
         except KeyboardInterrupt:
             kept = sum(any(run["measurement"]["samples"].values()) for run in result["runs"])
@@ -147,36 +155,58 @@ class _Contestant:
 
 
 def _measure_table(
-    table: Table, result: Result, backends: Sequence[str], threads: Sequence[int], start: Start, save: Callable[[], Any]
+    table: Table,
+    result: Result,
+    pairs: Sequence[Tuple[str, str]],
+    threads: Sequence[int],
+    start: Start,
+    save: Callable[[], Any],
 ) -> None:
     comparisons = table.comparisons[:1] if result["quick"] else table.comparisons
-    total = len(comparisons) * len(backends) * len(threads)
+    total = len(comparisons) * len(pairs) * len(threads)
     for comparison in comparisons:
         start(f"{comparison.title}: building", len(result["runs"]), total)
         torch.set_num_threads(max(threads))
         contestants = _build(table, _quick_entries(comparison) if result["quick"] else comparison.entries)
-        for backend in backends:
-            allowed = list(table.forms) if backend == "eager" else table.runtime_forms
-            chosen = {key: each for key, each in contestants.items() if each.facts["form"] in allowed}
+        reference = f"{comparison.reference}, {list(table.forms)[-1]}"
+        for group in _take_turns(pairs):
             for number in threads:
-                turn = start(f"{comparison.title}: {backend}, {number} threads", len(result["runs"]), total)
+                turn = start(f"{comparison.title}: {_named(group)}, {number} threads", len(result["runs"]), total)
                 runtimes.pin_threads(number)
-                functions, failures = _prepare(backend, number, chosen)
-                reference = f"{comparison.reference}, {list(table.forms)[-1]}"
-                if reference in failures:
-                    raise RuntimeError(f"{reference} failed on {backend}: {failures[reference]}")
-                measure_run(
-                    result,
-                    functions,
-                    turn,
-                    comparison=comparison.title,
-                    reference=reference,
-                    backend=backend,
-                    threads=number,
-                    contestants={key: chosen[key].facts for key in functions},
-                    failures=failures,
-                )
+                functions: Dict[Tuple[str, str], Dict[str, Callable[[], object]]] = {}
+                runs: Dict[Tuple[str, str], Dict[str, Any]] = {}
+                for pair in group:
+                    allowed = list(table.forms) if pair[0] == "eager" else table.runtime_forms
+                    chosen = {key: each for key, each in contestants.items() if each.facts["form"] in allowed}
+                    functions[pair], facts, failures = _prepare(*pair, number, chosen)
+                    if reference in failures:
+                        raise RuntimeError(f"{reference} failed on {pair[0]} in {pair[1]}: {failures[reference]}")
+                    runs[pair] = dict(
+                        comparison=comparison.title,
+                        reference=reference,
+                        backend=pair[0],
+                        precision=pair[1],
+                        threads=number,
+                        contestants=facts,
+                        failures=failures,
+                    )
+                if limit := result["machine"]["isa_limit"]:
+                    result["kernels"] = isa.require_class(limit, contestants[reference].form, [p for _, p in group])
+                measure_runs(result, functions, turn, runs)
                 save()
+
+
+def _take_turns(pairs: Sequence[Tuple[str, str]]) -> List[List[Tuple[str, str]]]:
+    """What is measured in one interleaved run: all runtimes in all precisions, so that the best of them can be named;
+    PyTorch, many times slower, on its own.
+    """
+    own = [[pair] for pair in pairs if pair[0] not in runtimes.RUNTIMES]
+    together = [pair for pair in pairs if pair[0] in runtimes.RUNTIMES]
+    return own + ([together] if together else [])
+
+
+def _named(pairs: Sequence[Tuple[str, str]]) -> str:
+    return ", ".join(dict.fromkeys(backend for backend, _ in pairs))
 
 
 def _quick_entries(comparison: Comparison) -> Sequence[Entry]:
@@ -201,24 +231,31 @@ def _build(table: Table, entries: Sequence[Entry]) -> Dict[str, _Contestant]:
 
 
 def _small_images(size: Sequence[int]) -> torch.Tensor:
-    """Two images to make a network's forms with, halved while they have more pixels than that takes."""
+    """Images to make a network's forms with, halved while they have more pixels than that takes."""
     channels, height, width = size
     while max(height, width) > 160:
         height, width = height // 2, width // 2
-    return torch.randn(2, channels, height, width)
+    return runtimes.images_like((channels, height, width), 4)
 
 
 def _prepare(
-    backend: str, threads: int, contestants: Mapping[str, _Contestant]
-) -> Tuple[Dict[str, Callable[[], object]], Dict[str, str]]:
-    """What to call, by contestant, and why those that are missing there cannot run."""
+    backend: str, precision: str, threads: int, contestants: Mapping[str, _Contestant]
+) -> Tuple[Dict[str, Callable[[], object]], Dict[str, Dict[str, Any]], Dict[str, str]]:
+    """What to call, what is known of it, and why those that are missing there cannot run, by contestant."""
     functions: Dict[str, Callable[[], object]] = {}
+    facts: Dict[str, Dict[str, Any]] = {}
     failures: Dict[str, str] = {}
     for key, contestant in contestants.items():
         try:
-            function = runtimes.prepare(backend, contestant.form, threads)
+            snr: Optional[float] = None
+            if precision == "float32":
+                function = runtimes.prepare(backend, contestant.form, threads)
+            else:
+                run = runtimes.runner(backend, contestant.form, threads, precision)
+                snr = round(runtimes.signal_to_noise(contestant.form, run), 1)
+                function = partial(run, contestant.form.x.numpy())
             function()
-            functions[key] = function
+            functions[key], facts[key] = function, {**contestant.facts, "snr_db": snr}
         except Exception as error:  # whatever a runtime raises for a network that it cannot run
             failures[key] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    return functions, failures
+    return functions, facts, failures

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..convert import reparameterize
 from ..files import all_or_nothing, sha256
 from ..measure.difference import Difference, evaluating
+from ..measure.machine import has_vnni
 from ..measure.timing import measure
 from .bias import correct_bias
 from .calibration import Calibration, Preprocessing, random_images
@@ -68,6 +69,7 @@ def export(
     border: str = "subtract",
     equalization: Optional[bool] = None,
     bias_correction: bool = True,
+    reduce_range: Optional[bool] = None,
     class_names: Optional[Sequence[str]] = None,
     tolerance: float = 1e-4,
     int8_tolerance: float = 0.3,
@@ -88,6 +90,8 @@ def export(
         border: how normalisation treats it, see :func:`~rdpnet_timm.deploy.normalize.fold_normalization`.
         equalization: equalise before INT8; by default where the model is a straight path.
         bias_correction: correct biases for the rounding of the weights.
+        reduce_range: INT8 weights of 7 bits for 'onnx' and 'openvino', for x86 CPUs without VNNI, on which 8 bits
+            overflow; by default where this CPU is one.
         class_names: in the order of the logits.
         tolerance: largest difference of a float artefact, as a fraction of the largest logit.
         int8_tolerance: the same for INT8, root mean squares; on the calibration images where given.
@@ -146,9 +150,12 @@ def export(
                 deployed, preprocessing.normalize(calibration.pixels), equalization, bias_correction
             )
             int8_model = prepared(to_quantize)
+            reduce_range = not has_vnni() if reduce_range is None else reduce_range
+            steps["reduced_range"] = reduce_range
             for format_name in (each for each in chosen if each in QUANTIZERS):
                 path = folder / f"{name}-int8{chosen[format_name].suffixes[0]}"
-                QUANTIZERS[format_name](int8_model, example, path, as_input(calibration.pixels), dynamic_batch)
+                pixels = as_input(calibration.pixels)
+                QUANTIZERS[format_name](int8_model, example, path, pixels, dynamic_batch, reduce_range)
                 steps = {**steps, "calibration": calibration.source or "random", "images": len(calibration.pixels)}
                 jobs.append((format_name, "int8", path, steps))
         artifacts = []

@@ -8,15 +8,18 @@ import numpy as np
 from torch import Tensor, nn
 
 from ..extras import quiet, require
+from ..measure.machine import has_vnni
 from .edge import quantize_executorch, quantize_litert
 from .formats import fold_constants, to_onnx, to_openvino
 
 __all__ = ["QUANTIZERS", "quantize_onnx", "quantize_openvino"]
 
-Quantizer = Callable[[nn.Module, Tensor, Path, np.ndarray, bool], None]
+Quantizer = Callable[[nn.Module, Tensor, Path, np.ndarray, bool, bool], None]
 
 
-def quantize_onnx(source: Path, target: Path, images: np.ndarray, per_channel: bool = True) -> None:
+def quantize_onnx(
+    source: Path, target: Path, images: np.ndarray, per_channel: bool = True, reduce_range: Optional[bool] = None
+) -> None:
     """Quantise a float ONNX file to INT8 in the QDQ form, which OpenVINO reads as well.
 
     Activations are unsigned and weights signed (the pair that VNNI multiplies), and weights symmetric. Behind a ReLU an
@@ -27,6 +30,8 @@ def quantize_onnx(source: Path, target: Path, images: np.ndarray, per_channel: b
         target: where to.
         images: calibration images ``(N, C, H, W)`` as the model takes them.
         per_channel: one scale an output channel rather than one a layer.
+        reduce_range: weights of 7 bits; by default where this CPU has no VNNI: there two products of an unsigned
+            activation and a weight are summed in 16 bits, and with weights of 8 bits the sum overflows.
     """
     quantization = require("onnxruntime.quantization", "INT8 in ONNX Runtime")
     onnx = require("onnx", "INT8 in ONNX Runtime")
@@ -49,13 +54,20 @@ def quantize_onnx(source: Path, target: Path, images: np.ndarray, per_channel: b
             Reader(),
             quant_format=quantization.QuantFormat.QDQ,
             per_channel=per_channel,
+            reduce_range=not has_vnni() if reduce_range is None else reduce_range,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
             extra_options={"WeightSymmetric": True, "ActivationSymmetric": False},
         )
 
 
-def quantize_openvino(source: Path, target: Path, images: np.ndarray, fast_bias_correction: bool = False) -> None:
+def quantize_openvino(
+    source: Path,
+    target: Path,
+    images: np.ndarray,
+    fast_bias_correction: bool = False,
+    reduce_range: Optional[bool] = None,
+) -> None:
     """Quantise a float OpenVINO (or ONNX) file to INT8 by NNCF.
 
     Args:
@@ -64,10 +76,12 @@ def quantize_openvino(source: Path, target: Path, images: np.ndarray, fast_bias_
         images: calibration images ``(N, C, H, W)`` as the model takes them.
         fast_bias_correction: NNCF's own bias correction by the mean of each layer's output; :func:`.bias.correct_bias`
             makes one before quantising, for all runtimes alike.
+        reduce_range: as :func:`quantize_onnx` takes it.
     """
     openvino = require("openvino", "INT8 in OpenVINO")
     nncf = require("nncf", "INT8 in OpenVINO")
     ranges = nncf.quantization.range_estimator.RangeEstimatorParametersSet
+    reduced = not has_vnni() if reduce_range is None else reduce_range
     with quiet():
         model = fold_constants(openvino.Core().read_model(source))
         quantized = nncf.quantize(
@@ -79,6 +93,7 @@ def quantize_openvino(source: Path, target: Path, images: np.ndarray, fast_bias_
                 disable_bias_correction=not fast_bias_correction,
                 # NNCF's own choice, the mean of each image's largest value, cuts off what most images have
                 activations_range_estimator_params=ranges.MINMAX,
+                overflow_fix=nncf.OverflowFix.ENABLE if reduced else nncf.OverflowFix.DISABLE,
                 smooth_quant_alphas=_no_smooth_quant(nncf),
             ),
         )
@@ -92,20 +107,24 @@ def _no_smooth_quant(nncf: Any) -> Any:
 def _from_file(write: Callable[..., None], quantize: Callable[..., None]) -> Quantizer:
     """A quantiser of models out of one of files."""
 
-    def quantizer(model: nn.Module, example: Tensor, path: Path, images: np.ndarray, dynamic_batch: bool) -> None:
+    def quantizer(
+        model: nn.Module, example: Tensor, path: Path, images: np.ndarray, dynamic_batch: bool, reduce_range: bool
+    ) -> None:
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder) / f"float{path.suffix}"
             write(model, example, source, dynamic_batch)
-            quantize(source, path, images)
+            quantize(source, path, images, reduce_range=reduce_range)
 
     return quantizer
 
 
 def _one_image(quantize: Callable[..., None]) -> Quantizer:
-    return lambda model, example, path, images, dynamic_batch: quantize(model, example, path, images)
+    """Of a runtime that takes one image at a time, and sums in 32 bits on every CPU."""
+    return lambda model, example, path, images, dynamic_batch, reduce_range: quantize(model, example, path, images)
 
 
-# By format: writes the INT8 file of a model, given an example and calibration images as the model takes them.
+# By format: writes the INT8 file of a model, given an example, calibration images as the model takes them, whether it
+# shall take batches, and whether weights shall have 7 bits.
 QUANTIZERS: Dict[str, Quantizer] = {
     "onnx": _from_file(to_onnx, quantize_onnx),
     "openvino": _from_file(to_openvino, quantize_openvino),

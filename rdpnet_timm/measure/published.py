@@ -137,6 +137,7 @@ def _timm(top1: float, recipe: str, resolution: int = 224) -> Published:
 
 _AUTHORS = "the authors'"
 _PAPER_RECIPE = "SGD, cosine, resize and flip; epochs not given"
+_PADDLE = "the authors' model zoo, github.com/PaddlePaddle/PaddleClas"
 _CPUBONE = "the authors' README, github.com/altair199797/CPUBone"
 
 # By timm's name. Where timm has several weights: those at the resolution of training, without a larger pretraining set.
@@ -145,6 +146,12 @@ IMAGENET: Dict[str, Published] = {
     "rdpnet_125": Published(73.65, 224, "the paper, Table 5", _PAPER_RECIPE),
     "cpubone_nano": Published(72.67, 224, _CPUBONE, _AUTHORS),
     "cpubone_t0": Published(74.85, 224, _CPUBONE, _AUTHORS),
+    "lcnet_050": _timm(63.138, "timm, RandAugment (ra2)"),
+    "lcnet_075": _timm(68.786, "timm, RandAugment (ra2)"),
+    "lcnet_100": _timm(72.130, "timm, RandAugment (ra2)"),
+    "lcnet_150": Published(73.71, 224, _PADDLE, _AUTHORS),
+    "lcnetv2_base": Published(77.04, 224, _PADDLE, f"{_AUTHORS}, not distilled"),
+    "mobilenetv4_conv_small_050": _timm(64.778, "timm, 3000 epochs (e3000_r224)"),
     "mobilenetv4_conv_small": _timm(73.756, "timm, 2400 epochs (e2400_r224)"),
     "mobileone_s0": _timm(71.398, f"{_AUTHORS} (apple)"),
     "mobileone_s1": _timm(75.760, f"{_AUTHORS} (apple)"),
@@ -154,6 +161,7 @@ IMAGENET: Dict[str, Published] = {
     "repghostnet_100": _timm(74.208, _AUTHORS),
     "starnet_s1": _timm(73.532, _AUTHORS),
     "fasternet_t0": _timm(71.732, _AUTHORS),
+    "tinynet_d": _timm(66.936, _AUTHORS, 152),
     "shvit_s1": _timm(72.780, _AUTHORS),
     "edgenext_xx_small": _timm(71.132, _AUTHORS, 256),
     "fastvit_t8": _timm(76.184, f"{_AUTHORS} (apple), not distilled", 256),
