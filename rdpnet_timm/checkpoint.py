@@ -1,5 +1,6 @@
 """Models and their weights on disk: load whole or not at all, write whole or not at all."""
 
+import io
 import json
 import re
 from copy import deepcopy
@@ -188,9 +189,11 @@ def save_model(model: nn.Module, path: Union[str, Path], arch: str, model_args: 
     with atomic_path(path) as temporary:
         if path.suffix == ".safetensors":
             metadata = {"format": "pt", "arch": arch, "model_args": json.dumps(model_args)}
-            safetensors.torch.save_file(state_dict, temporary, metadata)
+            temporary.write_bytes(safetensors.torch.save(state_dict, metadata))
         else:
-            torch.save({"arch": arch, "model_args": model_args, "state_dict": state_dict}, temporary)
+            buffer = io.BytesIO()  # torch's own writer does not say what was wrong with the disk
+            torch.save({"arch": arch, "model_args": model_args, "state_dict": state_dict}, buffer)
+            temporary.write_bytes(buffer.getbuffer())
 
 
 def deploy_form_of(model: nn.Module) -> nn.Module:

@@ -1,8 +1,12 @@
 """The command ``rdpnet``: parses, calls, prints. Each subcommand imports what it needs when it runs."""
 
 import argparse
+import signal
 import sys
-from typing import TYPE_CHECKING, Any, List, Optional, TypeAlias
+import threading
+import traceback
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Iterator, List, Optional, TypeAlias
 
 if TYPE_CHECKING:
     from .train.trainer import Run
@@ -34,12 +38,25 @@ def _add_subcommands(subcommands: Subcommands) -> None:
     _add_sample_voc(subcommands)
 
 
+def _count(text: str) -> int:
+    """A number from 1, as an option's type."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got '{text}'")
+    return number
+
+
 def _add_info(subcommands: Subcommands) -> None:
     parser = subcommands.add_parser(
         "info", help="parameters and MACs of both forms", description="Parameters and MACs beside the paper's figures."
     )
     parser.add_argument("models", nargs="*", metavar="MODEL", help="timm names; by default all of RDPNet's")
-    parser.add_argument("--input-size", nargs=3, type=int, metavar=("C", "H", "W"), help="by default the model's own")
+    parser.add_argument(
+        "--input-size", nargs=3, type=_count, metavar=("C", "H", "W"), help="by default the model's own"
+    )
     parser.add_argument("--format", choices=("text", "markdown", "csv", "json"), default="text")
     parser.set_defaults(run=_info)
 
@@ -180,15 +197,19 @@ def _add_train(subcommands: Subcommands) -> None:
     parser.add_argument(
         "--compile", nargs="?", const="default", default="", metavar="MODE", help="torch.compile, in the given mode"
     )
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads")
+    parser.add_argument("--threads", type=_count, metavar="N", help="CPU threads")
     parser.set_defaults(run=_train)
 
 
 def _train(args: argparse.Namespace) -> None:
     from pathlib import Path
 
+    from .extras import require_all
+
+    require_all(("matplotlib", "rich"), "rdpnet train", "train")
     import torch
 
+    from .measure.machine import require_threads
     from .train.data import read_data
     from .train.plots import plot_history
     from .train.progress import progress_bar
@@ -197,8 +218,7 @@ def _train(args: argparse.Namespace) -> None:
 
     run = _run_of(args)
     if args.threads is not None:
-        if args.threads < 1:
-            raise ValueError(f"--threads must be at least 1, got {args.threads}")
+        require_threads(args.threads)
         torch.set_num_threads(args.threads)
     data, output = read_data(args.data), Path(args.output)
     with progress_bar(f"{args.model}, seed {args.seed}") as report:
@@ -268,7 +288,7 @@ def _add_table(subcommands: Subcommands) -> None:
     parser.add_argument("data", nargs="?", metavar="DATA", help="as 'rdpnet train' takes it")
     parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder for the folders of the runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at the same time")
+    parser.add_argument("--jobs", type=_count, default=1, metavar="N", help="runs at the same time")
     parser.add_argument("--model", metavar="NAME", help="of Table 8's rows [rdpnet_100_cifar, as the paper]")
     parser.add_argument("--column", default="CIFAR-10 %", metavar="TEXT", help="of the paper [%(default)s]")
     parser.add_argument("--print", action="store_true", help="print what there is, run nothing")
@@ -322,13 +342,16 @@ def _add_export(subcommands: Subcommands) -> None:
         dest="formats",
         help="onnx, openvino, torch-export, torchscript, executorch, litert, ncnn [onnx]",
     )
+    parser.add_argument("--overwrite", action="store_true", help="replace artefacts of the same name")
     parser.add_argument("--name", help="of the files; by default the model's")
     parser.add_argument(
         "--int8", action="store_true", help="INT8 artefacts as well, of onnx, openvino, executorch and litert"
     )
     parser.add_argument("--calibration", metavar="IMAGES", help="a folder of images, or a parquet file of encoded ones")
-    parser.add_argument("--calibration-images", type=int, default=300, metavar="N", help="at most [%(default)s]")
-    parser.add_argument("--input-size", nargs=3, type=int, metavar=("C", "H", "W"), help="by default the model's own")
+    parser.add_argument("--calibration-images", type=_count, default=300, metavar="N", help="at most [%(default)s]")
+    parser.add_argument(
+        "--input-size", nargs=3, type=_count, metavar=("C", "H", "W"), help="by default the model's own"
+    )
     parser.add_argument("--dynamic-batch", action="store_true", help="take any number of images")
     parser.add_argument(
         "--normalize", nargs="?", type=float, const=1.0, metavar="WHITE",
@@ -355,10 +378,12 @@ def _export(args: argparse.Namespace) -> None:
     from .checkpoint import load_model
     from .deploy.artifacts import export, table
     from .deploy.calibration import Preprocessing, load_images
-    from .deploy.formats import known_format
+    from .deploy.formats import known_format, require_format
+    from .deploy.quantize import QUANTIZERS
 
     for name in args.formats:
         known_format(name)
+        require_format(name, args.int8 and name in QUANTIZERS)
     class_names = Path(args.classes).read_text().splitlines() if args.classes else None
     if args.model.endswith(".py"):
         _export_openmmlab(args)
@@ -383,6 +408,7 @@ def _export(args: argparse.Namespace) -> None:
         class_names=class_names,
         tolerance=args.tolerance,
         int8_tolerance=args.int8_tolerance,
+        overwrite=args.overwrite,
     )
     print(table(artifacts))
 
@@ -423,8 +449,10 @@ def _add_bench(subcommands: Subcommands) -> None:
         metavar="CLASS",
         help="hold OpenVINO to a CPU class, a process for each: avx2, avx2_vnni, avx512_vnni, amx",
     )
-    parser.add_argument("--threads", nargs="+", type=int, default=[1], metavar="N", help="each is measured [1]")
-    parser.add_argument("--rounds", type=int, default=30, metavar="N", help="timed calls of each network [%(default)s]")
+    parser.add_argument("--threads", nargs="+", type=_count, default=[1], metavar="N", help="each is measured [1]")
+    parser.add_argument(
+        "--rounds", type=_count, default=30, metavar="N", help="timed calls of each network [%(default)s]"
+    )
     parser.add_argument("--quick", action="store_true", help="two rounds, few networks: see that everything works")
     parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder for .md, .csv, .json and .png")
     parser.set_defaults(run=_bench)
@@ -461,8 +489,8 @@ def _add_bench_int8_speed(subcommands: Subcommands) -> None:
     )
     parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder for speed.md and speed.json")
     parser.add_argument("--widths", nargs="+", metavar="WIDTH", help="025 to 150 [all]")
-    parser.add_argument("--threads", nargs="+", type=int, metavar="N", help="each is measured [one, and one a core]")
-    parser.add_argument("--rounds", type=int, default=30, metavar="N", help="timed calls of each [%(default)s]")
+    parser.add_argument("--threads", nargs="+", type=_count, metavar="N", help="each is measured [one, and one a core]")
+    parser.add_argument("--rounds", type=_count, default=30, metavar="N", help="timed calls of each [%(default)s]")
     parser.add_argument("--skip", nargs="+", default=(), metavar="NAME", help="contestants to leave out")
     parser.add_argument("--no-borders", action="store_true", help="leave the folding of normalisation out")
     parser.set_defaults(run=_bench_int8_speed)
@@ -472,7 +500,10 @@ def _bench_int8_speed(args: argparse.Namespace) -> None:
     from pathlib import Path
 
     from .bench.int8_speed import WIDTHS, run
+    from .measure.machine import require_threads
 
+    if args.threads:
+        require_threads(*args.threads)
     run(Path(args.output), args.widths or WIDTHS, args.threads, args.rounds, args.skip, not args.no_borders)
 
 
@@ -486,8 +517,8 @@ def _add_bench_int8_accuracy(subcommands: Subcommands) -> None:
     parser.add_argument("--model", metavar="NAME", help="timm name of the model, where the file does not say it")
     parser.add_argument("--data", required=True, metavar="DATA", help="as 'rdpnet train' takes it")
     parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder for accuracy.md and accuracy.json")
-    parser.add_argument("--calibration-images", type=int, default=300, metavar="N", help="[%(default)s]")
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="[%(default)s]")
+    parser.add_argument("--calibration-images", type=_count, default=300, metavar="N", help="[%(default)s]")
+    parser.add_argument("--threads", type=_count, default=1, metavar="N", help="[%(default)s]")
     parser.set_defaults(run=_bench_int8_accuracy)
 
 
@@ -497,7 +528,9 @@ def _bench_int8_accuracy(args: argparse.Namespace) -> None:
     import torch
 
     from .bench.int8_accuracy import measure_accuracy
+    from .measure.machine import require_threads
 
+    require_threads(args.threads)
     torch.set_num_threads(args.threads)
     measure_accuracy(args.source, args.data, Path(args.output), args.model, args.calibration_images, args.threads)
 
@@ -537,8 +570,12 @@ def _demo(args: argparse.Namespace) -> None:
     import time
     from pathlib import Path
 
+    from .extras import require_all
+
+    require_all(("matplotlib", "rich", "sklearn", "mim", "mmcv", "mmdet", "mmengine", "mmseg"), "the demo")
     from .demo import classification, openmmlab
 
+    openmmlab.require_configs()
     start, output = time.perf_counter(), Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
     classification.run(output)
@@ -553,7 +590,7 @@ def _add_sample_voc(subcommands: Subcommands) -> None:
         description="Draw DIR/VOCdevkit with VOC2007 and VOC2012 in the official layout, to run mm_configs/ on.",
     )
     parser.add_argument("folder", metavar="DIR", help="where VOCdevkit is made; an existing one is never overwritten")
-    parser.add_argument("--images", type=int, default=180, help="pictures in each year [%(default)s]")
+    parser.add_argument("--images", type=_count, default=180, help="pictures in each year [%(default)s]")
     parser.add_argument("--seed", type=int, default=0, help="the same seed draws the same pictures [%(default)s]")
     parser.set_defaults(run=_sample_voc)
 
@@ -567,6 +604,31 @@ def _sample_voc(args: argparse.Namespace) -> None:
     print(f"{devkit}: VOC2007 and VOC2012, {args.images} drawn pictures each; now: VOCDEVKIT={devkit} mim train ...")
 
 
+def _told(error: Exception) -> str:
+    """An error in a line; those that no part of this package raises on purpose, by their kind as well."""
+    message = str(error)
+    if isinstance(error, (ArithmeticError, ImportError, OSError, RuntimeError, ValueError)) and message:
+        return message
+    return f"{type(error).__name__}: {message} (this should not happen: with --debug the command says where it does)"
+
+
+@contextmanager
+def _ending_on_sigterm() -> Iterator[None]:
+    """Turn SIGTERM into an exception, so that what was begun is cleaned up; who handles it otherwise, may."""
+
+    def end(number: int, _: Any) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():  # where alone signals can be had
+        yield
+        return
+    former = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
 def main(argv: Optional[List[str]] = None) -> int:
     """Run one subcommand; the exit status is 0 on success, 2 on wrong usage, 1 on any other error the user can mend."""
     parser = argparse.ArgumentParser(
@@ -574,7 +636,10 @@ def main(argv: Optional[List[str]] = None) -> int:
     )
     subcommands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_subcommands(subcommands)
+    parser.add_argument("--debug", action="store_true", help="show where an error comes from; for any command")
     words = sys.argv[1:] if argv is None else list(argv)
+    debug = "--debug" in words  # in front of the command or behind it
+    words = [word for word in words if word != "--debug"]
     if " ".join(words[:2]) in subcommands.choices:  # a command of two words
         words = [" ".join(words[:2]), *words[2:]]
     args, rest = parser.parse_known_args(words)
@@ -582,11 +647,14 @@ def main(argv: Optional[List[str]] = None) -> int:
     if rest and not hasattr(args, "takes_rest"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        args.run(args)
+        with _ending_on_sigterm():
+            args.run(args)
     except BrokenPipeError:  # the reader of our output, `head` for one, has seen enough
         sys.stderr.close()
-    except (ArithmeticError, ImportError, OSError, RuntimeError, ValueError) as error:
-        print(f"rdpnet {args.command}: error: {error}", file=sys.stderr)
+    except Exception as error:
+        print(f"rdpnet {args.command}: error: {_told(error)}", file=sys.stderr)
+        if debug:
+            traceback.print_exc()
         return 2 if isinstance(error, _WrongUsage) else 1
     except KeyboardInterrupt:
         print(f"rdpnet {args.command}: interrupted", file=sys.stderr)

@@ -7,9 +7,9 @@ import logging
 import warnings
 from importlib import import_module
 from types import ModuleType
-from typing import Iterator
+from typing import Iterable, Iterator, Optional
 
-__all__ = ["is_installed", "quiet", "require"]
+__all__ = ["is_installed", "quiet", "require", "require_all"]
 
 # the extra of pyproject.toml that brings a package; what is not here is in "deploy"
 _EXTRAS = {
@@ -18,6 +18,8 @@ _EXTRAS = {
     "executorch": "executorch",
     "litert_torch": "litert",
     "matplotlib": "bench",
+    "mim": "openmmlab",
+    "mmcv": "openmmlab",
     "mmdet": "openmmlab",
     "mmengine": "openmmlab",
     "mmseg": "openmmlab",
@@ -45,6 +47,23 @@ def require(module: str, purpose: str) -> ModuleType:
     except ModuleNotFoundError as error:
         extra = _EXTRAS.get(module.partition(".")[0], "deploy")
         raise ImportError(f'{purpose} needs {error.name}: pip install "rdpnet-timm[{extra}]"') from None
+
+
+def require_all(modules: Iterable[str], purpose: str, extra: Optional[str] = None) -> None:
+    """Check that packages are there, without importing them, before work starts that needs them at its end.
+
+    Args:
+        modules: their import names.
+        purpose: what needs them, for the error message.
+        extra: the extra of this package that brings them all; by default each package's own.
+
+    Raises:
+        ImportError: some are not installed; the message names them and the line that installs them.
+    """
+    missing = [module for module in dict.fromkeys(modules) if not is_installed(module)]
+    if missing:
+        extras = extra or ",".join(sorted({_EXTRAS.get(module.partition(".")[0], "deploy") for module in missing}))
+        raise ImportError(f'{purpose} needs {" and ".join(missing)}: pip install "rdpnet-timm[{extras}]"')
 
 
 def is_installed(module: str) -> bool:

@@ -1,12 +1,13 @@
 """Files that are written whole or not at all, and their sums."""
 
+import errno
 import hashlib
 import os
 import shutil
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator, Union
+from typing import Iterator, Optional, Union
 
 __all__ = ["all_or_nothing", "atomic_path", "sha256"]
 
@@ -19,15 +20,59 @@ def atomic_path(path: Union[str, Path]) -> Iterator[Path]:
         OSError: the folder of ``path`` does not exist or cannot be written.
     """
     path = Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    except OSError as error:
+        raise _renamed(error, path) from None
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        temporary.chmod(0o666 & ~_umask())  # mkstemp's files are for their owner alone
-        temporary.replace(path)
+        with _explained(temporary, path):
+            yield temporary
+            temporary.chmod(0o666 & ~_umask())  # mkstemp's files are for their owner alone
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _renamed(error: OSError, path: Path) -> OSError:
+    return type(error)(error.errno, error.strerror or str(error), str(path))
+
+
+@contextmanager
+def _explained(temporary: Path, path: Path) -> Iterator[None]:
+    """Let errors speak of ``path`` rather than of the temporary name, and say so where the disk is full.
+
+    Not every library passes the system's own words on: on a full disk torch reports an unexpected position.
+    """
+    try:
+        yield
+    except Exception as error:
+        if _is_full(error, temporary.parent):
+            full = OSError(f"cannot write '{path}': the disk is full; free some space, or choose another folder")
+            full.errno = errno.ENOSPC
+            raise full from error
+        if isinstance(error, OSError) and error.filename is not None:
+            raise _renamed(error, Path(str(error.filename).replace(str(temporary), str(path)))) from error
+        error.args = tuple(
+            each.replace(str(temporary), str(path)) if isinstance(each, str) else each for each in error.args
+        )
+        raise
+
+
+def _is_full(error: BaseException, folder: Path) -> bool:
+    """Whether an error came of a full disk; its own number tells, or a trial."""
+    chain: Optional[BaseException] = error
+    while chain is not None:
+        if isinstance(chain, OSError) and chain.errno is not None:
+            return chain.errno in (errno.ENOSPC, errno.EDQUOT)
+        chain = chain.__cause__ or chain.__context__
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(1 << 16))
+    except OSError as trial:
+        return trial.errno in (errno.ENOSPC, errno.EDQUOT)
+    return False
 
 
 def _umask() -> int:
@@ -46,9 +91,10 @@ def all_or_nothing(output: Path) -> Iterator[Path]:
     except OSError as error:
         raise type(error)(f"cannot write to '{output}' ({error.strerror or error}): choose another folder") from None
     try:
-        yield scratch
-        for file in sorted(scratch.iterdir()):
-            os.replace(file, output / file.name)
+        with _explained(scratch, output):
+            yield scratch
+            for file in sorted(scratch.iterdir()):
+                os.replace(file, output / file.name)
         made = None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -71,6 +71,56 @@ def test_what_the_user_can_mend_is_one_line_and_status_1(arguments: Any, message
     assert error.startswith(f"rdpnet {arguments[0]}: error: ") and message in error and len(error.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["export", "rdpnet_025", "-o", "out", "--calibration-images", "0"],
+        ["export", "rdpnet_025", "-o", "out", "--input-size", "3", "0", "0"],
+        ["info", "--input-size", "3", "-1", "32"],
+        ["bench", "table8", "-o", "out", "--rounds", "none"],
+        ["sample-voc", "out", "--images", "0"],
+    ],
+    ids=" ".join,
+)
+def test_a_number_that_cannot_be_is_wrong_usage(words: Any, capsys: Any) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 2 and "expected a whole number from 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["bench", "table8", "-o", "out", "--threads", "999"],
+        ["bench", "int8-speed", "-o", "out", "--threads", "1", "999"],
+        ["bench", "int8-accuracy", "rdpnet_025_cifar", "--data", "digits", "-o", "out", "--threads", "999"],
+        ["train", "digits", "-o", "out", "--threads", "999"],
+    ],
+    ids=" ".join,
+)
+def test_more_threads_than_cores_are_refused_before_anything_starts(
+    words: Any, capsys: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 1
+    assert "999" in (error := capsys.readouterr().err) and "cores here" in error and len(error.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unforeseen_error_is_one_line_and_debug_shows_where_it_is(monkeypatch: Any, capsys: Any) -> None:
+    def broken(*args: Any) -> None:
+        raise KeyError(101)
+
+    monkeypatch.setattr("rdpnet_timm.measure.size.table", broken)
+    assert main(["info", "rdpnet_025"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("rdpnet info: error: KeyError: 101") and len(error.splitlines()) == 1
+    for words in (["--debug", "info", "rdpnet_025"], ["info", "rdpnet_025", "--debug"]):
+        assert main(words) == 1
+        error = capsys.readouterr().err
+        assert "Traceback" in error and "in broken" in error
+
+
 def test_a_wrong_command_prints_the_usage_with_status_2() -> None:
     result = subprocess.run([sys.executable, "-m", "rdpnet_timm.cli", "nonsense"], capture_output=True, text=True)
     assert result.returncode == 2 and "usage: rdpnet" in result.stderr and "reparam" in result.stderr

@@ -192,7 +192,7 @@ def test_an_artefact_that_differs_is_not_left_behind(model, tmp_path):
     folder.mkdir(parents=True)
     (folder / "small.onnx").write_text("mine")
     with pytest.raises(RuntimeError):
-        export(model, folder, ["onnx"], input_size=SIZE, tolerance=0.0, rounds=1)
+        export(model, folder, ["onnx"], input_size=SIZE, tolerance=0.0, rounds=1, overwrite=True)
     assert [(p.name, p.read_text()) for p in folder.iterdir()] == [("small.onnx", "mine")]
 
 
@@ -203,11 +203,33 @@ def test_wrong_arguments_are_named_before_anything_is_written(model, tmp_path):
         (dict(formats=["torchscript"], int8=True), ValueError, "INT8 is for"),
         (dict(pixel_range=100), ValueError, "0 to 255"),
         (dict(class_names=["a"]), ValueError, "5 classes, got 1"),
+        (dict(name="../b"), ValueError, r"no folder in it, got '\.\./b'"),
+        (dict(input_size=(3, 0, 0)), ValueError, r"numbers from 1, got \(3, 0, 0\)"),
         (dict(calibration=Calibration(torch.rand(2, 3, 8, 8))), ValueError, "calibration images are"),
     ]:
         with pytest.raises(error, match=named):
             export(model, folder, **{"input_size": SIZE, **arguments})
     assert not folder.exists()
+
+
+def test_nothing_is_replaced_unasked_and_nothing_of_another_model_is_left(model, tmp_path):
+    def written(network, *formats, **options):
+        export(network, tmp_path, formats, "net", input_size=SIZE, rounds=1, **options)
+        return {path.name for path in tmp_path.iterdir()}
+
+    script, exported = "net.torchscript.pt", "net.pt2"
+    written(model, "torchscript")
+    assert written(model, "torch-export") == {f"{file}{end}" for file in (script, exported) for end in ("", ".json")}
+    with pytest.raises(FileExistsError, match=r"net\.pt2 in '.*--overwrite"):
+        written(model, "torch-export")
+    old = (tmp_path / script).read_bytes()
+    written(model, "torch-export", overwrite=True)
+    assert (tmp_path / script).read_bytes() == old, "an artefact of the same weights may stay"
+    other = randomize_norms(RDPNet(0.25, num_classes=5), seed=9, decades=0.3)
+    with pytest.raises(FileExistsError, match=r"net\.pt2 and net\.torchscript\.pt in"):
+        written(other, "torch-export")
+    (tmp_path / "net-int8.onnx").write_text("not ours, it has no JSON")
+    assert written(other, "torch-export", overwrite=True) == {exported, f"{exported}.json", "net-int8.onnx"}
 
 
 def test_equalisation_of_a_network_with_shortcuts_is_refused(tmp_path):
@@ -243,6 +265,8 @@ def test_the_command_prints_a_table_and_names_what_is_wrong(tmp_path, capsys):
         (["--format", "caffe"], "no format 'caffe'"),
         (["--calibration", str(tmp_path / "none")], "no calibration images at"),
         (["--int8", "--calibration", str(output)], "no images in the folder"),
+        (["--name", "../b"], "no folder in it"),
+        ([], "--overwrite"),
     ]:
         assert main([*arguments, *more]) == 1
         assert message in capsys.readouterr().err

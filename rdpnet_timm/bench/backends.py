@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..deploy.formats import FORMATS
 from ..deploy.quantize import QUANTIZERS, quantize_onnx
-from ..extras import is_installed
+from ..extras import require_all
 from ..measure.machine import has_bfloat16, has_vnni
 
 __all__ = [
@@ -115,12 +115,10 @@ def require(backends: Sequence[str]) -> None:
     for name in backends:
         if name not in BACKENDS:
             raise ValueError(f"there is no backend '{name}'; choose from {', '.join(BACKENDS)}")
-        missing = [package for package in BACKENDS[name].needs if not is_installed(package)]
-        if missing:
-            raise ImportError(
-                f'the backend {name} needs {" and ".join(missing)}: pip install "rdpnet-timm[{BACKENDS[name].extra}]", '
-                "or leave it out of --backend"
-            )
+        try:
+            require_all(BACKENDS[name].needs, f"the backend {name}", BACKENDS[name].extra)
+        except ImportError as error:
+            raise ImportError(f"{error}, or leave it out of --backend") from None
 
 
 def available(backends: Sequence[str], precisions: Sequence[str]) -> List[Tuple[str, str]]:

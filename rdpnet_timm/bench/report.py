@@ -7,12 +7,12 @@ anew without measuring anew (:mod:`.docs`).
 import csv
 import io
 import json
-import os
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
+from ..files import atomic_path
 from ..measure.timing import Interrupted, Measurement, measure
 from .backends import WRONG_DB
 from .tables import DEPLOY, TABLES, Entry
@@ -333,9 +333,8 @@ def write(result: Result, directory: Path) -> List[Path]:
     paths = []
     for ending, text in texts.items():
         path = directory / f"{result['table']}.{ending}"
-        partial = path.with_name(f".{path.name}.part")
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
+        with atomic_path(path) as partial:
+            partial.write_text(text, encoding="utf-8")
         paths.append(path)
     return paths
 

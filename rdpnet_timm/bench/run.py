@@ -1,6 +1,5 @@
 """Measure tables: build the contestants, let them take turns, write what comes out after every run."""
 
-import importlib.util
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,8 +10,9 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Seque
 
 import torch
 
+from ..extras import require_all
 from ..measure.forms import settle_norms
-from ..measure.machine import describe
+from ..measure.machine import describe, require_threads
 from ..measure.size import count
 from . import backends as runtimes
 from . import isa
@@ -104,12 +104,9 @@ def _check(names: Sequence[str], backends: Sequence[str], threads: Sequence[int]
             raise ValueError(f"there is no table '{name}'; choose from {', '.join(NAMES)} or all")
     if rounds < 1:
         raise ValueError(f"--rounds must be 1 or more, got {rounds}")
-    if not threads or min(threads) < 1:
-        raise ValueError(f"--threads must be 1 or more, got {' '.join(map(str, threads))}")
+    require_threads(*threads)
     runtimes.require(backends)
-    missing = [package for package in ("matplotlib", "psutil", "rich") if importlib.util.find_spec(package) is None]
-    if missing:
-        raise ImportError(f'rdpnet bench needs {" and ".join(missing)}: pip install "rdpnet-timm[bench]"')
+    require_all(("matplotlib", "psutil", "rich"), "rdpnet bench", "bench")
 
 
 def _check_writable(output: Path) -> None:

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from .sample_voc import VOC_CLASSES, make_sample_voc, voc_palette
 
-__all__ = ["run"]
+__all__ = ["require_configs", "run"]
 
 CONFIGS = Path(__file__).resolve().parents[2] / "mm_configs" / "demo"
 DETECTOR, SEGMENTOR = CONFIGS / "faster_rcnn_rdpnet075_sample.py", CONFIGS / "deeplabv3plus_rdpnet075_sample.py"
@@ -31,8 +31,7 @@ def run(output: Path) -> None:
         FileNotFoundError: the configs are not beside the package; they are part of the source, not of the wheel.
         RuntimeError: a run failed; its output is on the screen.
     """
-    if not CONFIGS.is_dir():
-        raise FileNotFoundError(f"there is no {CONFIGS}: the demo runs from a clone of the repository")
+    require_configs()
     output = Path(output).resolve()
     devkit = output / "VOCdevkit"
     if not devkit.exists():
@@ -53,6 +52,16 @@ def run(output: Path) -> None:
         draw_masks(SEGMENTOR, _checkpoint(output / "segmentor"), devkit / "VOC2012", output / "masks.png")
     (output / "openmmlab.json").write_text(json.dumps(scores, indent=2) + "\n")
     print(f"mAP {scores['mAP']:.3f}, mIoU {scores['mIoU']:.3f}; pictures: {output}/detections.png, {output}/masks.png")
+
+
+def require_configs() -> None:
+    """Check that the configs are there.
+
+    Raises:
+        FileNotFoundError: they are not beside the package; they are part of the source, not of the wheel.
+    """
+    if not CONFIGS.is_dir():
+        raise FileNotFoundError(f"there is no {CONFIGS}: the demo runs from a clone of the repository")
 
 
 def _train(package: str, config: Path, folder: Path, devkit: Path) -> None:

@@ -1,11 +1,11 @@
 """Export of a model: reparameterise, write, read back in the runtime, compare, and only then give it its name."""
 
-import io
+import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Container, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -74,6 +74,7 @@ def export(
     tolerance: float = 1e-4,
     int8_tolerance: float = 0.3,
     rounds: int = 20,
+    overwrite: bool = False,
 ) -> List[Artifact]:
     """Export a classification model in one or several formats; all of them succeed, or nothing is written.
 
@@ -96,8 +97,11 @@ def export(
         tolerance: largest difference of a float artefact, as a fraction of the largest logit.
         int8_tolerance: the same for INT8, root mean squares; on the calibration images where given.
         rounds: timed calls for each set of runtime options, at most; the slow ones get fewer.
+        overwrite: replace artefacts of the same name, and remove those which are of another model.
 
     Raises:
+        FileExistsError: there are artefacts of this name, and ``overwrite`` is False; those of the same weights in
+            other formats may stay.
         ValueError: an unknown format, one without INT8 or batches, sizes or names that do not fit.
         NotStraight: ``equalization`` is asked of a model which is no straight path.
         ImportError: a package is missing; the message names the line that installs it.
@@ -113,7 +117,7 @@ def export(
     if dynamic_batch and single:
         raise ValueError(f"{' and '.join(single)} take one image at a time: leave out the dynamic batch, or the format")
     for format_name in chosen:
-        require_format(format_name)
+        require_format(format_name, int8 and format_name in QUANTIZERS)
     if pixel_range not in (None, 1, 255):
         raise ValueError(f"pixels are of 0 to 1 or of 0 to 255, got {pixel_range}")
     if class_names is not None and len(class_names) != getattr(model, "num_classes", len(class_names)):
@@ -121,6 +125,18 @@ def export(
     deployed = reparameterize(model).float().cpu().eval().requires_grad_(False)
     preprocessing = Preprocessing.of(model, input_size)
     name = name or _name(model)
+    if Path(name).name != name:
+        raise ValueError(f"a name of files must have no folder in it, got '{name}': say the folder as output (-o)")
+    weights = _weights_sha256(deployed)
+    targets = {f"{name}{end}{kind.suffixes[0]}" for kind in chosen.values() for end in ("", "-int8")[: 1 + int8]}
+    stale = _stale(Path(output), name, weights, targets)
+    present = {path.name for path in stale if path.suffix != ".json"}
+    present |= {target for target in targets if (Path(output) / target).exists()}
+    if present and not overwrite:
+        raise FileExistsError(
+            f"there is {' and '.join(sorted(present))} in '{output}', of this name or of another model: choose another "
+            "folder or name, or --overwrite"
+        )
     tests = _test_images(preprocessing, calibration)
 
     def prepared(plain: nn.Module) -> nn.Module:
@@ -167,9 +183,12 @@ def export(
             sidecar = path.with_name(path.name + ".json")
             names = class_names or (calibration and calibration.class_names) or _known_class_names(model)
             facts = _facts(model, artifact, preprocessing, pixel_range, dynamic_batch, names, steps)
+            facts["weights_sha256"] = weights
             sidecar.write_text(json.dumps(facts, indent=1) + "\n")
             artifact.files.append(sidecar)
             artifacts.append(artifact)
+    for path in stale:
+        path.unlink(missing_ok=True)
     for artifact in artifacts:
         artifact.files = [Path(output) / file.name for file in artifact.files]
         artifact.path = artifact.files[0]
@@ -178,25 +197,49 @@ def export(
 
 def table(artifacts: Sequence[Artifact]) -> str:
     """Differences, sizes and latencies, for the screen."""
-    from rich.console import Console
-    from rich.table import Table
-
-    rows = Table("file", "precision", "max on random", "max on real", "same class", "MB", "ms", "fastest with")
+    rows = [["file", "precision", "max on random", "max on real", "same class", "MB", "ms", "fastest with"]]
     for artifact in artifacts:
         best = artifact.on_real or artifact.on_random
-        rows.add_row(
-            artifact.path.name,
-            artifact.precision,
-            f"{artifact.on_random.largest:.1e}",
-            f"{artifact.on_real.largest:.1e}" if artifact.on_real else "",
-            f"{best.agreement:.1%} of {best.images}",
-            f"{artifact.size / 1e6:.2f}",
-            f"{artifact.latency_ms:.2f}",
-            f"{artifact.threads} thread{'s' * (artifact.threads > 1)}, {_spelled(artifact.options)}",
+        rows.append(
+            [
+                artifact.path.name,
+                artifact.precision,
+                f"{artifact.on_random.largest:.1e}",
+                f"{artifact.on_real.largest:.1e}" if artifact.on_real else "",
+                f"{best.agreement:.1%} of {best.images}",
+                f"{artifact.size / 1e6:.2f}",
+                f"{artifact.latency_ms:.2f}",
+                f"{artifact.threads} thread{'s' * (artifact.threads > 1)}, {_spelled(artifact.options)}",
+            ]
         )
-    console = Console(width=200, record=True, file=io.StringIO())
-    console.print(rows)
-    return console.export_text().rstrip()
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    rows.insert(1, ["-" * width for width in widths])
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+
+
+def _weights_sha256(model: nn.Module) -> str:
+    """The sum of a model's weights in their order, which tells artefacts of one model from another's."""
+    total = hashlib.sha256()
+    for key, tensor in model.state_dict().items():
+        total.update(key.encode())
+        total.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def _stale(output: Path, name: str, weights: str, targets: Container[str]) -> List[Path]:
+    """The files of artefacts in ``output`` that go by ``name``, are of other weights and would not be replaced."""
+    found = []
+    for kind in FORMATS.values():
+        for end in ("", "-int8"):
+            main = f"{name}{end}{kind.suffixes[0]}"
+            try:
+                facts = json.loads((output / f"{main}.json").read_text())
+            except (OSError, ValueError):  # nothing there, or nothing of ours
+                continue
+            if main not in targets and isinstance(facts, dict) and facts.get("weights_sha256") != weights:
+                files = [*(f"{name}{end}{suffix}" for suffix in kind.suffixes), f"{main}.json"]
+                found += [output / file for file in files if (output / file).exists()]
+    return found
 
 
 def _name(model: nn.Module) -> str:

@@ -48,6 +48,9 @@ class Preprocessing(NamedTuple):
             *config["input_size"][1:],
         )
 
+        if min(channels, height, width) < 1:
+            raise ValueError(f"an input size (C, H, W) must be of numbers from 1, got {(channels, height, width)}")
+
         def per_channel(values: Sequence[float]) -> Tuple[float, ...]:
             return tuple(values) if len(values) == channels else (sum(values) / len(values),) * channels
 
@@ -114,6 +117,8 @@ def load_images(source: Union[str, Path], preprocessing: Preprocessing, limit: O
         FileNotFoundError: there is nothing at ``source``.
         ValueError: it holds no images, one of them cannot be read, or their number of channels is not 1 or 3.
     """
+    if limit is not None and limit < 1:
+        raise ValueError(f"the number of calibration images must be 1 or more, got {limit}")
     source = Path(source)
     channels = preprocessing.input_size[0]
     if channels not in (1, 3):

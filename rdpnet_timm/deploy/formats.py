@@ -1,7 +1,7 @@
 """The formats: how a model is written in each, and how its runtime runs the file."""
 
 import contextlib
-import os
+import io
 import warnings
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Sequence, Tuple
@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..extras import is_installed, require
+from ..extras import require, require_all
+from ..measure.machine import cores
 from . import edge
 
 __all__ = [
@@ -47,6 +48,7 @@ class Format(NamedTuple):
         extra: the extra of this package that installs these.
         batches: whether it takes more than one image at a time.
         one_pool: whether all of a process's models share one number of threads.
+        int8_needs: import names of what quantising takes besides.
     """
 
     suffixes: Tuple[str, ...]
@@ -58,6 +60,7 @@ class Format(NamedTuple):
     extra: str = "deploy"
     batches: bool = True
     one_pool: bool = False
+    int8_needs: Tuple[str, ...] = ()
 
 
 def known_format(name: str) -> Format:
@@ -71,17 +74,14 @@ def known_format(name: str) -> Format:
     return FORMATS[name]
 
 
-def require_format(name: str) -> None:
-    """Check that what a format needs is installed.
+def require_format(name: str, int8: bool = False) -> None:
+    """Check that what a format needs is installed, with ``int8`` for quantising as well.
 
     Raises:
         ImportError: something is not; the message names it and the line that installs it.
     """
-    missing = [module for module in FORMATS[name].needs if not is_installed(module)]
-    if missing:
-        raise ImportError(
-            f'the format {name} needs {" and ".join(missing)}: pip install "rdpnet-timm[{FORMATS[name].extra}]"'
-        )
+    kind = FORMATS[name]
+    require_all((*kind.needs, *(kind.int8_needs if int8 else ())), f"the format {name}", kind.extra)
 
 
 def to_onnx(
@@ -180,7 +180,9 @@ def _to_torch_export(model: nn.Module, example: Tensor, path: Path, dynamic_batc
     shapes = {"dynamic_shapes": ({0: torch.export.Dim("batch")},)} if dynamic_batch else {}
     if dynamic_batch:
         example = example.repeat(2, 1, 1, 1)  # a batch of one would be taken for a constant
-    torch.export.save(torch.export.export(model, (example,), **shapes), path)
+    buffer = io.BytesIO()  # torch's own writer, on a full disk, ends the process
+    torch.export.save(torch.export.export(model, (example,), **shapes), buffer)
+    path.write_bytes(buffer.getbuffer())
 
 
 def _load_torch_export(path: Path, threads: int, options: Options) -> Runner:
@@ -190,7 +192,9 @@ def _load_torch_export(path: Path, threads: int, options: Options) -> Runner:
 def _to_torchscript(model: nn.Module, example: Tensor, path: Path, dynamic_batch: bool = False) -> None:
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # shapes are constants here, and TorchScript is called outdated
-        torch.jit.save(torch.jit.freeze(torch.jit.trace(model, example)), path)
+        buffer = io.BytesIO()  # torch's own writer, on a full disk, ends the process
+        torch.jit.save(torch.jit.freeze(torch.jit.trace(model, example)), buffer)
+    path.write_bytes(buffer.getbuffer())
 
 
 def _load_torchscript(path: Path, threads: int, options: Options) -> Runner:
@@ -221,8 +225,7 @@ def _torch_threads(threads: int) -> Any:
 
 def available_threads() -> List[int]:
     """Numbers of threads worth trying: one, and one a core."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return sorted({1, cores})
+    return sorted({1, cores()})
 
 
 FORMATS: Dict[str, Format] = {
@@ -245,6 +248,7 @@ FORMATS: Dict[str, Format] = {
             {**OPENVINO_FLOAT32, "ENABLE_CPU_PINNING": False},
         ),
         ("onnx", "openvino"),
+        int8_needs=("nncf",),
     ),
     "torch-export": Format((".pt2",), ("torch",), _to_torch_export, _load_torch_export, ({},)),
     "torchscript": Format((".torchscript.pt",), ("torch",), _to_torchscript, _load_torchscript, ({},)),

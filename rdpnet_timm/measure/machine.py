@@ -9,7 +9,7 @@ from typing import Any, Dict, FrozenSet
 
 import torch
 
-__all__ = ["cpu_flags", "describe", "has_bfloat16", "has_vnni"]
+__all__ = ["cores", "cpu_flags", "describe", "has_bfloat16", "has_vnni", "require_threads"]
 
 _PACKAGES = ("rdpnet-timm", "torch", "torchvision", "timm", "onnx", "onnxruntime", "openvino", "numpy")
 
@@ -53,6 +53,23 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def require_threads(*threads: int) -> None:
+    """Check numbers of threads: with more of them than cores, runtimes wait for one another, some without end.
+
+    Raises:
+        ValueError: there are none, or one is not 1 to :func:`cores`.
+    """
+    if not threads or not 1 <= min(threads) <= max(threads) <= cores():
+        raise ValueError(
+            f"--threads must be 1 to {cores()}, the cores here, got {' '.join(map(str, threads)) or 'none'}"
+        )
 
 
 def describe() -> Dict[str, Any]:
