@@ -13,7 +13,5 @@ test_dataloader = val_dataloader
 train_cfg = dict(max_epochs=max_epochs, val_interval=3)
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.1, by_epoch=False, begin=0, end=50),
-    dict(
-        type="CosineAnnealingLR", by_epoch=True, begin=0, end=max_epochs, T_max=max_epochs, convert_to_iter_based=True
-    ),
+    dict(type="CosineAnnealingLR", by_epoch=True, convert_to_iter_based=True),  # to the last step, by itself
 ]

@@ -30,6 +30,6 @@ optim_wrapper = dict(optimizer=dict(lr=3e-3))
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.1, by_epoch=False, begin=0, end=10),
-    dict(type="PolyLR", eta_min=1e-5, power=0.9, begin=10, end=max_iters, by_epoch=False),
+    dict(type="PolyLR", eta_min=1e-5, power=0.9, begin=10, by_epoch=False),
 ]
 default_hooks = dict(checkpoint=dict(interval=max_iters))

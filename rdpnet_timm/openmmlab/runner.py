@@ -1,16 +1,20 @@
 """A runner whose first step is to look for the data."""
 
-import os.path
-from typing import Any, Dict, Iterator, List
+import logging
+from typing import Any, Dict, List
 
-from mmengine.config import Config, ConfigDict
+from mmengine.device import get_device
+from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import nn
 
-__all__ = ["DataCheckingRunner", "missing_data"]
+from ..allocator import keep_freed_memory
+from .data_check import Findings, check_data, class_counts, leaf_datasets, missing_data
 
-LAYOUT = """\
+__all__ = ["DataCheckingRunner"]
+
+VOC = """\
 The official layout, as the archives of http://host.robots.ox.ac.uk/pascal/VOC/ unpack:
     VOCdevkit/VOC2007/{JPEGImages,Annotations,ImageSets/Main}
     VOCdevkit/VOC2012/{JPEGImages,Annotations,ImageSets/Main,ImageSets/Segmentation,SegmentationClass}
@@ -20,10 +24,21 @@ tools/dataset_converters/voc_aug.py). Put it under ./data, or name the folder in
 To try the configs without it, make a small drawn data set of the same layout:
     rdpnet sample-voc data"""
 
+OWN = """\
+The layout that is expected in data_root:
+    JPEGImages/NAME.jpg, Annotations/NAME.xml, ImageSets/Main/{train,val}.txt                 for boxes
+    JPEGImages/NAME.jpg, SegmentationClass/NAME.png, ImageSets/Segmentation/{train,val}.txt   for masks
+docs/own_data.md has a config for either."""
+
 
 @RUNNERS.register_module()
 class DataCheckingRunner(Runner):
-    """mmengine's runner, which says what is missing before it builds anything (``runner_type`` in a config)."""
+    """mmengine's runner, which says what is wrong with the data before it builds anything (a config's ``runner_type``).
+
+    Beside that, classes of one's own stay one's own: a segmentation config whose classes are not among VOC's reads
+    masks that hold their numbers, and the table of average precisions has their names. On a CPU freed memory is kept
+    for the next tensor, see :func:`rdpnet_timm.allocator.keep_freed_memory`.
+    """
 
     @classmethod
     def from_cfg(cls, cfg: Any) -> "DataCheckingRunner":
@@ -31,7 +46,11 @@ class DataCheckingRunner(Runner):
 
         Raises:
             FileNotFoundError: the data to evaluate on is missing, which training and testing both need.
+            ValueError: they are there and cannot be used, or the model has other classes.
         """
+        for name in ("train_dataloader", "val_dataloader", "test_dataloader"):
+            for dataset in leaf_datasets((cfg.get(name) or {}).get("dataset")):
+                _take_own_classes(dataset)
         _require_data(cfg, "test_dataloader")
         return super().from_cfg(cfg)
 
@@ -40,33 +59,88 @@ class DataCheckingRunner(Runner):
 
         Raises:
             FileNotFoundError: data to train or validate on is missing.
+            ValueError: they are there and cannot be used, or the model has other classes.
         """
-        _require_data(self.cfg, "train_dataloader", "val_dataloader")
+        datasets = [(self.cfg.get(f"{name}_dataloader") or {}).get("dataset") for name in ("val", "test")]
+        others = ["val_dataloader"] if datasets[0] != datasets[1] else []  # looked through before the runner was built
+        _require_data(self.cfg, "train_dataloader", *others)
+        if get_device() == "cpu":
+            keep_freed_memory()
         return super().train()
 
+    def build_val_loop(self, loop: Any) -> Any:
+        """Build the validation's loop, whose tables have the names of the classes."""
+        return _with_own_names(super().build_val_loop(loop))
 
-def missing_data(dataset: Dict[str, Any]) -> List[str]:
-    """Absolute paths that a dataset's config names and that do not exist; datasets in datasets included."""
-    missing: List[str] = []
-    for part in _leaf_datasets(dataset):
-        root = part.get("data_root") or ""
-        names = [part.get("ann_file", ""), *(part.get("data_prefix") or {}).values()]
-        paths = [os.path.join(root, name) for name in names if isinstance(name, str) and name] or [root]
-        missing += [os.path.abspath(path) for path in paths if path and "://" not in path and not os.path.exists(path)]
-    return list(dict.fromkeys(missing))
+    def build_test_loop(self, loop: Any) -> Any:
+        """Build the test's loop, whose tables have the names of the classes."""
+        return _with_own_names(super().build_test_loop(loop))
 
 
-def _leaf_datasets(dataset: Any) -> Iterator[Dict[str, Any]]:
-    inner = [dataset["dataset"]] if "dataset" in dataset else dataset.get("datasets")
-    if inner is None:
-        yield dataset
-    for part in inner or []:
-        yield from _leaf_datasets(part)
+def _take_own_classes(dataset: Dict[str, Any]) -> None:
+    """Of mmsegmentation's VOC masks with other classes than VOC's: read them as masks of these."""
+    classes = (dataset.get("metainfo") or {}).get("classes")
+    if classes is None or str(dataset.get("type", "")).split(".")[-1] != "PascalVOCDataset":
+        return
+    from mmseg.datasets import PascalVOCDataset
+
+    if not set(classes) <= set(PascalVOCDataset.METAINFO["classes"]):
+        dataset["type"] = "mmseg.BaseSegDataset"
+        dataset.setdefault("img_suffix", ".jpg")
+        dataset.setdefault("seg_map_suffix", ".png")
+
+
+def _with_own_names(loop: Any) -> Any:
+    """Keep mmdet's VOCMetric from printing VOC's names over other classes, for they lie in a folder called VOC2007."""
+    meta = getattr(getattr(loop, "evaluator", None), "dataset_meta", None) or {}
+    if meta.get("dataset_type") in ("VOC2007", "VOC2012"):
+        from mmdet.datasets import VOCDataset
+
+        if tuple(meta["classes"]) != VOCDataset.METAINFO["classes"]:
+            loop.evaluator.dataset_meta = {**meta, "dataset_type": None}
+    return loop
 
 
 def _require_data(cfg: Any, *dataloaders: str) -> None:
     for name in dataloaders:
         dataset = (cfg.get(name) or {}).get("dataset")
-        missing = missing_data(dataset) if isinstance(dataset, (dict, Config, ConfigDict)) else []
+        parts = list(leaf_datasets(dataset))
+        missing = missing_data(dataset)
         if missing:
-            raise FileNotFoundError(f"no data for the {name}: there is no {', '.join(missing)}.\n{LAYOUT}")
+            raise FileNotFoundError(f"no data for the {name}: there is no {', '.join(missing)}.\n{_advice(parts)}")
+        ignored = {label for label in _values(cfg.get("model"), "ignore_index") if isinstance(label, int)}
+        findings = check_data(dataset, ignored)
+        _check_model(cfg, parts, findings)
+        for warning in findings.warnings:
+            print_log(f"{name}: {warning}", logger="current", level=logging.WARNING)
+        if findings.errors:
+            lines = "\n".join(f"- {error}" for error in findings.errors)
+            raise ValueError(f"the data for the {name} cannot be used:\n{lines}\n{_advice(parts)}")
+
+
+def _check_model(cfg: Any, parts: List[Dict[str, Any]], findings: Findings) -> None:
+    for dataset in parts:
+        classes = (dataset.get("metainfo") or {}).get("classes")
+        if classes is None:
+            continue
+        for head, count in class_counts(cfg.get("model")).items():
+            if count != len(classes):
+                found = f"{head}.num_classes is {count}, the data have {len(classes)} classes ({', '.join(classes)})"
+                findings.errors.append(found)
+        return  # one message is enough
+
+
+def _values(part: Any, key: str) -> List[Any]:
+    if isinstance(part, (list, tuple)):
+        return [value for item in part for value in _values(item, key)]
+    if not isinstance(part, dict):
+        return []
+    return [*([part[key]] if key in part else []), *(value for item in part.values() for value in _values(item, key))]
+
+
+def _advice(parts: List[Dict[str, Any]]) -> str:
+    """How to get the data: VOC's archives where the config is VOC's, else the layout."""
+    named = [f"{part.get('data_root')}{part.get('data_prefix')}{part.get('ann_file')}" for part in parts]
+    own = any((part.get("metainfo") or {}).get("classes") is not None for part in parts)
+    is_voc = any("VOC2007" in name or "VOC2012" in name for name in named) and not own
+    return VOC if is_voc else OWN

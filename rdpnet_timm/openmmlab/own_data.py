@@ -1,0 +1,168 @@
+"""What a config has to change for pictures of one's own in VOC's layout, in one call."""
+
+from pathlib import Path
+from typing import Any, Dict, Sequence, Tuple, Union
+
+__all__ = ["detection", "segmentation"]
+
+Settings = Dict[str, Any]
+
+
+def detection(
+    folder: Union[str, Path],
+    classes: Sequence[str],
+    size: Tuple[int, int],
+    epochs: int,
+    batch_size: int = 4,
+    train: str = "train",
+    val: str = "val",
+) -> Settings:
+    """Settings for a Faster R-CNN config of ``mm_configs`` to train on boxes of one's own.
+
+    Args:
+        folder: holds ``JPEGImages/NAME.jpg``, ``Annotations/NAME.xml`` and ``ImageSets/Main/{train,val}.txt``, a name a
+            line.
+        classes: names of the objects, as the XML files have them.
+        size: width and height that pictures are scaled into, in pixels; their proportions are kept.
+        epochs: passes over the training pictures; the learning rate falls to 0 over them.
+        batch_size: pictures a step.
+        train: name of the list to train on.
+        val: name of the list to evaluate on.
+
+    Returns:
+        What the config is to be updated with: ``globals().update(detection(...))``.
+
+    Raises:
+        TypeError: ``classes`` is one string.
+        ValueError: no classes, or one twice; a number that is not above 0.
+    """
+    _check(classes, size, epochs, batch_size)
+    load = [dict(type="LoadImageFromFile"), dict(type="LoadAnnotations", with_bbox=True)]
+    resize = dict(type="Resize", scale=tuple(size), keep_ratio=True)
+    meta_keys = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
+
+    def dataset(split: str, **others: Any) -> Settings:
+        return dict(
+            _delete_=True,
+            type="VOCDataset",
+            data_root=str(folder),
+            data_prefix=dict(sub_data_root=""),
+            ann_file=f"ImageSets/Main/{split}.txt",
+            metainfo=dict(classes=tuple(classes)),
+            **others,
+        )
+
+    training = dataset(
+        train,
+        filter_cfg=dict(filter_empty_gt=True, bbox_min_size=1),
+        pipeline=[*load, resize, dict(type="RandomFlip", prob=0.5), dict(type="PackDetInputs")],
+    )
+    validation = dataset(
+        val, test_mode=True, pipeline=[load[0], resize, load[1], dict(type="PackDetInputs", meta_keys=meta_keys)]
+    )
+    return dict(
+        model=dict(roi_head=dict(bbox_head=dict(num_classes=len(classes)))),
+        train_dataloader=dict(batch_size=batch_size, dataset=training),
+        val_dataloader=dict(dataset=validation),
+        test_dataloader=dict(dataset=validation),
+        train_cfg=dict(max_epochs=epochs, val_interval=max(1, epochs // 5)),
+        param_scheduler=[
+            dict(type="LinearLR", start_factor=0.1, by_epoch=False, begin=0, end=50),
+            dict(type="CosineAnnealingLR", by_epoch=True, convert_to_iter_based=True),  # to the last step, by itself
+        ],
+    )
+
+
+def segmentation(
+    folder: Union[str, Path],
+    classes: Sequence[str],
+    size: Tuple[int, int],
+    epochs: int,
+    batch_size: int = 4,
+    train: str = "train",
+    val: str = "val",
+) -> Settings:
+    """Settings for a DeepLabV3+ config of ``mm_configs`` to train on masks of one's own.
+
+    Args:
+        folder: holds ``JPEGImages/NAME.jpg``, ``SegmentationClass/NAME.png`` and
+            ``ImageSets/Segmentation/{train,val}.txt``, a name a line. A mask's pixels are numbers of classes, 255 where
+            there is none.
+        classes: names in the order of these numbers, that of the background among them.
+        size: width and height that pictures are scaled into, and of the crops that are trained on, in pixels.
+        epochs: passes over the training pictures; the learning rate falls to 0 over them.
+        batch_size: crops a step, at least 2 for the batch norms; what does not fill a batch is left out of an epoch.
+        train: name of the list to train on.
+        val: name of the list to evaluate on.
+
+    Returns:
+        What the config is to be updated with: ``globals().update(segmentation(...))``.
+
+    Raises:
+        TypeError: ``classes`` is one string.
+        ValueError: no classes, or one twice; a number that is not above 0; a batch of one.
+    """
+    _check(classes, size, epochs, batch_size)
+    if batch_size < 2:
+        raise ValueError(f"batch_size must be at least 2: a batch norm cannot learn from one value; got {batch_size}")
+    crop = (size[1], size[0])  # height first
+    load = [dict(type="LoadImageFromFile"), dict(type="LoadAnnotations")]
+
+    def dataset(split: str, pipeline: Any) -> Settings:
+        return dict(
+            _delete_=True,
+            type="BaseSegDataset",
+            data_root=str(folder),
+            data_prefix=dict(img_path="JPEGImages", seg_map_path="SegmentationClass"),
+            img_suffix=".jpg",
+            seg_map_suffix=".png",
+            ann_file=f"ImageSets/Segmentation/{split}.txt",
+            metainfo=dict(classes=tuple(classes)),
+            pipeline=pipeline,
+        )
+
+    training = dataset(
+        train,
+        [
+            *load,
+            dict(type="RandomResize", scale=tuple(size), ratio_range=(0.75, 1.5), keep_ratio=True),
+            dict(type="RandomCrop", crop_size=crop, cat_max_ratio=0.9),
+            dict(type="RandomFlip", prob=0.5),
+            dict(type="PackSegInputs"),
+        ],
+    )
+    validation = dataset(
+        val, [load[0], dict(type="Resize", scale=tuple(size), keep_ratio=True), load[1], dict(type="PackSegInputs")]
+    )
+    heads = dict(num_classes=len(classes))
+    return dict(
+        model=dict(data_preprocessor=dict(size=crop), decode_head=heads, auxiliary_head=heads),
+        train_dataloader=dict(
+            batch_size=batch_size,
+            drop_last=True,
+            persistent_workers=False,
+            sampler=dict(_delete_=True, type="DefaultSampler", shuffle=True),
+            dataset=training,
+        ),
+        val_dataloader=dict(dataset=validation),
+        test_dataloader=dict(dataset=validation),
+        train_cfg=dict(_delete_=True, type="EpochBasedTrainLoop", max_epochs=epochs, val_interval=max(1, epochs // 5)),
+        param_scheduler=[
+            dict(type="LinearLR", start_factor=0.1, by_epoch=False, begin=0, end=50),
+            dict(type="PolyLR", eta_min=1e-6, power=0.9, by_epoch=True, convert_to_iter_based=True),
+        ],
+        default_hooks=dict(logger=dict(log_metric_by_epoch=True), checkpoint=dict(by_epoch=True, interval=1)),
+        log_processor=dict(by_epoch=True),
+    )
+
+
+def _check(classes: Sequence[str], size: Tuple[int, int], epochs: int, batch_size: int) -> None:
+    if isinstance(classes, str):
+        raise TypeError(f'classes must be a tuple of names, got the string {classes!r}; one class is ("{classes}",)')
+    if not classes or len(set(classes)) != len(classes):
+        raise ValueError(f"classes must be names, each once, got {tuple(classes)}")
+    if len(size) != 2 or min(size) < 32:
+        raise ValueError(f"size must be width and height, at least 32 for a network of stride 32, got {size}")
+    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
+        if value != int(value) or value < 1:
+            raise ValueError(f"{name} must be a whole number from 1 on, got {value}")
