@@ -2,8 +2,8 @@
 
 timm has no plugin entry points. So the wheel ships ``rdpnet_timm_autoload.pth``, a line that Python runs when it
 starts, and this file once more as the top-level module ``rdpnet_timm_autoload``, which that line imports: importing
-``rdpnet_timm.autoload`` would import the package, and so torch. Nothing is imported here before somebody asks for timm
-or mmcv. ``RDPNET_AUTOLOAD=0`` switches the hook off.
+``rdpnet_timm.autoload`` would import the package, and so torch. Nothing is imported here before somebody asks for timm,
+mmcv or mmengine's configs. ``RDPNET_AUTOLOAD=0`` switches the hook off.
 """
 
 import sys
@@ -18,21 +18,22 @@ __all__ = ["install"]
 
 
 class _Finder:
-    """A meta path finder for two names: ``timm``, to register the models behind it, and ``mmcv._ext``.
+    """A meta path finder for three names.
 
-    ``mmcv._ext`` are mmcv's compiled operators. Where they are not compiled, as in mmcv-lite, the finder answers with
-    ``rdpnet_timm/openmmlab/mmcv_ext.py``, unless ``RDPNET_MMCV_EXT=0``.
+    Behind ``timm`` the models are registered, and behind ``mmengine.config.config`` the configs of this package are
+    made known. ``mmcv._ext`` are mmcv's compiled operators. Where they are not compiled, as in mmcv-lite, the finder
+    answers with ``rdpnet_timm/openmmlab/mmcv_ext.py``, unless ``RDPNET_MMCV_EXT=0``.
     """
 
     def find_spec(self, name: str, path: "Any" = None, target: "Optional[ModuleType]" = None) -> "Optional[ModuleSpec]":
-        if name != "timm" and name != "mmcv._ext":
+        if name != "timm" and name != "mmcv._ext" and name != "mmengine.config.config":
             return None
         spec = self._find_behind(name, path, target)
-        if name == "timm":
-            if spec is not None and hasattr(spec.loader, "exec_module"):
-                _register_behind(spec.loader)
-            return spec
-        return spec or self._mmcv_ext()
+        if name == "mmcv._ext":
+            return spec or self._mmcv_ext()
+        if spec is not None and hasattr(spec.loader, "exec_module"):
+            _call_behind(spec.loader, name, _register if name == "timm" else _find_configs)
+        return spec
 
     def _find_behind(self, name: str, path: "Any", target: "Optional[ModuleType]" = None) -> "Optional[ModuleSpec]":
         """What the finders behind this one on the meta path find."""
@@ -58,8 +59,8 @@ class _Finder:
         return None
 
 
-def _register_behind(loader: "Any") -> None:
-    """Make ``loader`` register the models once it has executed timm.
+def _call_behind(loader: "Any", name: str, call: "Any") -> None:
+    """Make ``loader`` call ``call`` with the module ``name`` once it has executed it.
 
     Only this instance's method is replaced, and for one call: the loader's class stays what inspect and
     importlib.resources expect, and it can still be pickled.
@@ -69,8 +70,8 @@ def _register_behind(loader: "Any") -> None:
     def exec_module(module: "ModuleType") -> None:
         vars(loader).pop("exec_module", None)
         execute(module)
-        if module.__name__ == "timm":  # a zip archive has one loader for all its modules
-            _register(module)
+        if module.__name__ == name:  # a zip archive has one loader for all its modules
+            call(module)
 
     loader.exec_module = exec_module
 
@@ -98,6 +99,31 @@ def _register(timm: "ModuleType") -> None:
             warnings.warn(message, RuntimeWarning, stacklevel=2)
         except RuntimeWarning:  # warnings are errors here, and this one must not be
             print(message, file=sys.stderr)
+
+
+def _find_configs(config: "ModuleType") -> None:
+    """Let ``_base_ = "rdpnet_timm::FILE"`` be a config of this package, given mmengine's module ``config``.
+
+    mmengine has a fixed list of the packages whose configs it knows, and looks for them beside the metadata of an
+    installed wheel, where a source tree has none.
+    """
+    find = getattr(getattr(config, "Config", None), "_get_cfg_path", None)
+    if find is None or hasattr(find, "__wrapped__"):  # another mmengine, or done already
+        return
+
+    def _get_cfg_path(cfg_path: str, filename: str) -> "Any":
+        if not cfg_path.startswith("rdpnet_timm::"):
+            return find(cfg_path, filename)
+        from rdpnet_timm.files import configs
+
+        path = configs() / cfg_path.partition("::")[2]
+        if not path.is_file():
+            known = ", ".join(sorted(file.name for file in configs().glob("*.py")))
+            raise FileNotFoundError(f"rdpnet-timm has no config '{cfg_path}', in {filename}; it has {known}")
+        return str(path), None  # no scope: the types in it are those of mmengine's root registries
+
+    setattr(_get_cfg_path, "__wrapped__", find)  # noqa: B010, importing functools costs more than this
+    config.Config._get_cfg_path = staticmethod(_get_cfg_path)
 
 
 def install() -> None:

@@ -36,6 +36,7 @@ def _add_subcommands(subcommands: Subcommands) -> None:
     _add_bench_docs(subcommands)
     _add_demo(subcommands)
     _add_sample_voc(subcommands)
+    _add_configs(subcommands)
 
 
 def _count(text: str) -> int:
@@ -567,20 +568,11 @@ def _add_demo(subcommands: Subcommands) -> None:
 
 
 def _demo(args: argparse.Namespace) -> None:
-    import time
     from pathlib import Path
 
-    from .extras import require_all
+    from .demo.run import run
 
-    require_all(("matplotlib", "rich", "sklearn", "mim", "mmcv", "mmdet", "mmengine", "mmseg"), "the demo")
-    from .demo import classification, openmmlab
-
-    openmmlab.require_configs()
-    start, output = time.perf_counter(), Path(args.output)
-    output.mkdir(parents=True, exist_ok=True)
-    classification.run(output)
-    openmmlab.run(output)
-    print(f"It took {time.perf_counter() - start:.0f} s.")
+    run(Path(args.output))
 
 
 def _add_sample_voc(subcommands: Subcommands) -> None:
@@ -601,7 +593,25 @@ def _sample_voc(args: argparse.Namespace) -> None:
     from .demo.sample_voc import make_sample_voc
 
     devkit = make_sample_voc(Path(args.folder), args.images, args.seed)
-    print(f"{devkit}: VOC2007 and VOC2012, {args.images} drawn pictures each; now: VOCDEVKIT={devkit} mim train ...")
+    print(f"{devkit}: VOC2007 and VOC2012, {args.images} pictures each, of drawn shapes that stand for VOC's classes")
+
+
+def _add_configs(subcommands: Subcommands) -> None:
+    parser = subcommands.add_parser(
+        "configs",
+        help="copy the OpenMMLab configs and the recipes for timm's train.py",
+        description="Copy the configs to DIR/mm_configs and the recipes to DIR/recipes; existing ones stay untouched.",
+    )
+    parser.add_argument("folder", nargs="?", default=".", metavar="DIR", help="where the two folders go [%(default)s]")
+    parser.set_defaults(run=_configs)
+
+
+def _configs(args: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from .files import copy_configs
+
+    print(*copy_configs(Path(args.folder)), sep="\n")
 
 
 def _told(error: Exception) -> str:

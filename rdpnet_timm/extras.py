@@ -11,33 +11,41 @@ from typing import Iterable, Iterator, Optional
 
 __all__ = ["is_installed", "quiet", "require", "require_all"]
 
-# the extra of pyproject.toml that brings a package; what is not here is in "deploy"
+# the extra of pyproject.toml that brings a package
 _EXTRAS = {
     "ai_edge_litert": "litert",
     "ai_edge_quantizer": "litert",
     "executorch": "executorch",
     "litert_torch": "litert",
-    "matplotlib": "bench",
+    "matplotlib": "train",
     "mim": "openmmlab",
     "mmcv": "openmmlab",
     "mmdet": "openmmlab",
     "mmengine": "openmmlab",
     "mmseg": "openmmlab",
     "ncnn": "ncnn",
+    "nncf": "int8",
     "numba": "fused",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
+    "onnxscript": "onnx",
+    "openvino": "openvino",
     "pnnx": "ncnn",
-    "psutil": "bench",
+    "psutil": "train",
+    "pyarrow": "train",
     "rich": "train",
     "sklearn": "train",
+    "torchao": "bench",
 }
 
 
-def require(module: str, purpose: str) -> ModuleType:
+def require(module: str, purpose: str, extra: Optional[str] = None) -> ModuleType:
     """Import an optional package.
 
     Args:
         module: its import name.
         purpose: what needs it, for the error message.
+        extra: the extra that brings all that this purpose needs, where the package's own one brings too little.
 
     Raises:
         ImportError: it is not installed; the message names it and the line that installs it.
@@ -45,8 +53,10 @@ def require(module: str, purpose: str) -> ModuleType:
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
-        extra = _EXTRAS.get(module.partition(".")[0], "deploy")
-        raise ImportError(f'{purpose} needs {error.name}: pip install "rdpnet-timm[{extra}]"') from None
+        package = module.partition(".")[0]
+        wanted = extra or _EXTRAS.get(package)
+        what = f'"rdpnet-timm[{wanted}]"' if wanted else package
+        raise ImportError(f"{purpose} needs {error.name}: pip install {what}") from None
 
 
 def require_all(modules: Iterable[str], purpose: str, extra: Optional[str] = None) -> None:
@@ -62,8 +72,9 @@ def require_all(modules: Iterable[str], purpose: str, extra: Optional[str] = Non
     """
     missing = [module for module in dict.fromkeys(modules) if not is_installed(module)]
     if missing:
-        extras = extra or ",".join(sorted({_EXTRAS.get(module.partition(".")[0], "deploy") for module in missing}))
-        raise ImportError(f'{purpose} needs {" and ".join(missing)}: pip install "rdpnet-timm[{extras}]"')
+        wanted = extra or ",".join(sorted({_EXTRAS[module] for module in missing if module in _EXTRAS}))
+        what = f'"rdpnet-timm[{wanted}]"' if wanted else " ".join(missing)
+        raise ImportError(f"{purpose} needs {' and '.join(missing)}: pip install {what}")
 
 
 def is_installed(module: str) -> bool:

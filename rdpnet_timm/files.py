@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and their sums."""
+"""Files that are written whole or not at all, their sums, and where the files lie that come with the package."""
 
 import errno
 import hashlib
@@ -7,9 +7,11 @@ import shutil
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator, Optional, Union
+from typing import Iterator, List, Optional, Union
 
-__all__ = ["all_or_nothing", "atomic_path", "sha256"]
+__all__ = ["all_or_nothing", "atomic_path", "configs", "copy_configs", "recipes", "sha256"]
+
+PACKAGE = Path(__file__).resolve().parent
 
 
 @contextmanager
@@ -105,3 +107,36 @@ def all_or_nothing(output: Path) -> Iterator[Path]:
 def sha256(path: Union[str, Path]) -> str:
     """The SHA-256 sum of a file, in hexadecimal."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def configs() -> Path:
+    """The folder of OpenMMLab configs: the wheel's, where mim looks for them, else that of the source tree."""
+    return _shipped(".mim/configs", "mm_configs")
+
+
+def recipes() -> Path:
+    """The folder of recipes for timm's train.py: the wheel's, else that of the source tree."""
+    return _shipped("recipes", "recipes")
+
+
+def _shipped(in_wheel: str, in_source: str) -> Path:
+    for folder in (PACKAGE / in_wheel, PACKAGE.parent / in_source):
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError(f"neither '{in_wheel}' in {PACKAGE} nor '{in_source}' beside it: reinstall rdpnet-timm")
+
+
+def copy_configs(folder: Path) -> List[Path]:
+    """Copy configs and recipes to ``folder/mm_configs`` and ``folder/recipes``, and return these two.
+
+    Raises:
+        FileExistsError: one of the two exists; nothing is copied then.
+    """
+    sources = {folder / "mm_configs": configs(), folder / "recipes": recipes()}
+    for target in sources:
+        if target.exists() or target.is_symlink():
+            raise FileExistsError(f"{target} exists, and is never overwritten: name another folder, or move it away")
+    with all_or_nothing(folder) as scratch:
+        for target, source in sources.items():
+            shutil.copytree(source, scratch / target.name, ignore=shutil.ignore_patterns("__pycache__"))
+    return list(sources)

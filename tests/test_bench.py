@@ -6,6 +6,7 @@ import random
 import pytest
 import timm
 import torch
+from matplotlib.transforms import Bbox
 from torch import nn
 from torchvision import models as torchvision_models
 
@@ -480,6 +481,27 @@ def test_the_pareto_front_holds_what_nothing_beats():
             a <= latency and b >= accuracy and (a, b) != (latency, accuracy) for a, b in map(points.get, points)
         )
         assert (points[name] in [points[each] for each in front]) is not beaten
+
+
+def test_names_of_crowded_points_do_not_touch():
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
+    spread = random.Random(0)
+    points = {f"Some network {n}": (5 + spread.random(), 72 + 3 * spread.random()) for n in range(8)}
+    points |= {f"RDPNet-{n}": (10 * spread.random(), 66 + 12 * spread.random()) for n in range(6)}
+    figure = Figure(figsize=(5.2, 5.2))
+    FigureCanvasAgg(figure)
+    axis = figure.add_subplot()
+    axis.scatter(*zip(*points.values()))
+    axis.margins(0.15)
+    figure.canvas.draw()
+    plots._label(axis, points)
+    figure.canvas.draw()
+    boxes = [Text.get_window_extent(text) for text in axis.texts]  # without the lines to the points
+    assert len(boxes) == len(points)
+    assert not [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if Bbox.intersection(a, b)]
 
 
 # How the command behaves

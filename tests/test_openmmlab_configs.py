@@ -1,5 +1,8 @@
 """The configs: they build, they say what the paper and OpenMMLab say, and missing data is the first thing they tell."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -116,3 +119,14 @@ def test_training_data_that_is_missing_beside_test_data_is_told_before_training(
     runner = DataCheckingRunner.from_cfg(cfg)
     with pytest.raises(FileNotFoundError, match=r"no data for the train_dataloader: there is no .*train\.txt"):
         runner.train()
+
+
+def test_a_config_of_ones_own_starts_from_one_of_the_package(tmp_path: Path) -> None:
+    code = "from mmengine.config import Config; print(Config.fromfile('mine.py').model.backbone.widen_factor)"
+    (tmp_path / "mine.py").write_text('_base_ = "rdpnet_timm::small/faster_rcnn_rdpnet075_small.py"\n')
+    command = [sys.executable, "-W", "ignore", "-c", f"from rdpnet_timm import autoload; autoload.install(); {code}"]
+    path = os.pathsep.join([str(FOLDER.parent), os.environ.get("PYTHONPATH", "")])
+    result = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert result.stdout.strip() == "0.75", result.stderr

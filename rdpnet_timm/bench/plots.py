@@ -1,8 +1,11 @@
 """Pictures of results: latency against accuracy, and latency along a sweep of depth, width or resolution."""
 
 import io
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Sequence, Tuple
+
+import numpy as np
 
 from .report import Result, best, is_wrong, rows
 from .tables import DEPLOY, TABLES
@@ -11,7 +14,8 @@ __all__ = ["draw", "pareto_front"]
 
 OURS, THEIRS, LINES = "#c0392b", "#4c6a87", ("#c0392b", "#2f6fa8", "#3c8c5a")
 MARKERS = ("o", "s", "^")
-_DIRECTIONS = ((7, 0), (-7, 0), (0, 9), (0, -9), (6, 7), (-6, 7), (6, -7), (-6, -7))
+_DIRECTIONS = ((7, 0), (-7, 0), (0, 9), (0, -9), (6, 7), (-6, 7), (6, -7), (-6, -7))  # in points
+_NEAR = 16  # points from which a label needs a line to its point
 Row = Mapping[str, Any]
 
 
@@ -125,33 +129,87 @@ def _colour(name: str) -> str:
 
 
 def _label(axis: Any, points: Mapping[str, Tuple[float, float]]) -> None:
-    """Write each point's name at the nearest place where it covers least: other names, points, the panel's edge."""
-    pixels = [axis.transData.transform(point) for point in points.values()]
-    boxes: List[Any] = []
+    """Write each point's name near it: over no other name, no point, no line and not the edge, where that can be.
 
-    def covers(box: Any) -> int:
-        edge = not (axis.bbox.contains(box.x0, box.y0) and axis.bbox.contains(box.x1, box.y1))
-        return sum(map(box.overlaps, boxes)) + sum(box.contains(*pixel) for pixel in pixels) + edge
+    All start at their best place; then each moves, in a few rounds, to where it disturbs least. A name that had to go
+    far has a thin line to its point.
+    """
+    pixels = {name: axis.transData.transform(point) for name, point in points.items()}
+    fronts = [axis.transData.transform(line.get_xydata()) for line in axis.get_lines()]
+    lines = np.concatenate([_along(front) for front in fronts]) if fronts else np.empty((0, 2))
+    marks = np.array(list(pixels.values()))
+    scale = axis.figure.dpi / 72  # pixels in a point
+    sizes = {}
+    for name in points:
+        text = axis.text(0, 0, name, fontsize=7)
+        extent = text.get_window_extent()
+        sizes[name] = np.array([extent.width, extent.height])
+        text.remove()
+    frame = np.array([[axis.bbox.x0, axis.bbox.y0], [axis.bbox.x1, axis.bbox.y1]])
 
-    places = [(dx * far, dy * far - 3) for far in (1, 2, 3, 4) for dx, dy in _DIRECTIONS]
-    for name in sorted(points, key=lambda name: -points[name][1]):
-        texts = [
-            axis.annotate(
-                name,
-                points[name],
-                place,
-                textcoords="offset points",
-                ha={-1: "right", 0: "center", 1: "left"}[(place[0] > 0) - (place[0] < 0)],
-                fontsize=7,
-                color=_colour(name),
-            )
-            for place in places
+    def box_at(name: str, place: Tuple[float, float]) -> np.ndarray:
+        width, height = sizes[name]
+        x = {-1: -width, 0: -width / 2, 1: 0.0}[int(np.sign(place[0]))]
+        corner = pixels[name] + scale * np.array(place) + [x, -height / 2]
+        return np.stack([corner - 2, corner + [width + 2, height + 2]])
+
+    def leader_at(name: str, place: Tuple[float, float]) -> np.ndarray:
+        if np.hypot(*place) <= _NEAR:
+            return np.empty((0, 2))
+        return _along(np.stack([pixels[name], pixels[name] + scale * np.array(place)]))[2:]
+
+    def cost(name: str, place: Tuple[float, float]) -> float:
+        box, leader = box_at(name, place), leader_at(name, place)
+        others = [_overlap(box, box_at(other, at)) for other, at in chosen.items() if other != name]
+        crossed = [
+            _inside(leader_at(other, at), box, 0) + _inside(leader, box_at(other, at), 0)
+            for other, at in chosen.items()
+            if other != name
         ]
-        costs = [covers(text.get_window_extent()) for text in texts]
-        chosen = texts.pop(costs.index(min(costs)))
-        for text in texts:
-            text.remove()
-        boxes.append(chosen.get_window_extent())
+        outside = np.clip(frame[0] - box[0], 0, None).sum() + np.clip(box[1] - frame[1], 0, None).sum()
+        return (
+            10 * sum(others) / sizes[name].prod()
+            + 4 * _inside(marks, box, 4 * scale)
+            + 0.3 * _inside(lines, box, 1)
+            + 0.5 * sum(crossed)
+            + outside
+            + 0.02 * float(np.hypot(*place))
+        )
+
+    places = [(dx * far, dy * far) for far in (1, 1.6, 2.3, 3.2, 4.5, 6) for dx, dy in _DIRECTIONS]
+    chosen: Dict[str, Tuple[float, float]] = {}
+    for _ in range(6):
+        for name in sorted(points, key=lambda name: -points[name][1]):
+            chosen[name] = min(places, key=lambda place: cost(name, place))
+    for name, place in chosen.items():
+        axis.annotate(
+            name,
+            points[name],
+            place,
+            textcoords="offset points",
+            ha={-1: "right", 0: "center", 1: "left"}[int(np.sign(place[0]))],
+            va="center",
+            fontsize=7,
+            color=_colour(name),
+            arrowprops=dict(arrowstyle="-", lw=0.5, color=_colour(name), shrinkA=0, shrinkB=2)
+            if np.hypot(*place) > _NEAR
+            else None,
+        )
+
+
+def _along(corners: np.ndarray) -> np.ndarray:
+    """Points ``(n, 2)`` a few pixels apart along a line through ``corners``."""
+    parts = [np.linspace(a, b, max(2, int(np.hypot(*(b - a)) / 3))) for a, b in pairwise(corners)]
+    return np.concatenate(parts) if parts else corners
+
+
+def _inside(points: np.ndarray, box: np.ndarray, margin: float) -> int:
+    """How many of ``points`` lie in ``box``, which is made larger by ``margin`` pixels."""
+    return int(((points > box[0] - margin) & (points < box[1] + margin)).all(1).sum())
+
+
+def _overlap(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.clip(np.minimum(a[1], b[1]) - np.maximum(a[0], b[0]), 0, None).prod())
 
 
 def _sweep_figure(pyplot: Any, result: Result, lines: Sequence[Row]) -> Any:

@@ -3,7 +3,7 @@
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Dict, List, Optional, Tuple
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ from ..train.data import normalized
 from ..train.plots import plot_history, plot_predictions
 from ..train.progress import progress_bar
 from ..train.trainer import predict
+from .narration import Narrator
 
 __all__ = ["Comparison", "compare", "run"]
 
@@ -75,48 +76,45 @@ def compare(model: nn.Module, test: Images, output: Path, rounds: int = 100) -> 
     )
 
 
-def run(output: Path, recipe: Recipe = RECIPES["demo"], rounds: int = 100) -> Tuple[Result, Comparison]:
+def run(
+    output: Path, recipe: Recipe = RECIPES["demo"], rounds: int = 100, narrator: Optional[Narrator] = None
+) -> Tuple[Result, Comparison]:
     """Train on the digits, compare the two forms, write weights and pictures to ``output``, print what is found."""
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    console.rule("Classification: handwritten digits")
+    narrator = narrator or Narrator()
+    narrator.say("\nClassification of handwritten digits")
     training, test = read_data("digits")
-    console.print(
-        f"{MODEL} on {len(training)} real 8x8 pictures, enlarged to 32x32; {len(test)} more are for the test."
-    )
-    with tempfile.TemporaryDirectory() as folder, progress_bar("training") as report:
+    narrator.say(f"{MODEL} on {len(training)} real 8x8 pictures, enlarged to 32x32; {len(test)} more are for the test.")
+    with tempfile.TemporaryDirectory() as folder, narrator.during("training"), progress_bar("training") as report:
         result = train(Run(MODEL, recipe), (training, test), folder, report)
-    found = compare(result.model, test, output, rounds)
-    _print_comparison(found, console)
+    with narrator.during("comparing the two forms"):
+        found = compare(result.model, test, output, rounds)
+    _print_comparison(found, narrator)
     plot_history(result.history, output / "training.png", f"{MODEL} on handwritten digits")
-    title = f"{MODEL}, deploy form: {found.correct[1]} of {found.total} test pictures right; mistakes first, in red"
+    title = f"{MODEL}, deploy form: {found.correct[1]} of {found.total} test pictures right"
     plot_predictions(reparameterize(result.model), test, output / "predictions.png", title)
-    names = ", ".join(sorted(path.name for path in output.iterdir() if path.is_file()))
-    console.print(f"Written to {output}/: {names}")
+    narrator.say(f"Pictures: {output}/training.png, {output}/predictions.png")
     return result, found
 
 
-def _print_comparison(found: Comparison, console: Any) -> None:
-    from rich.table import Table
-
-    table = Table("", *FORMS, title="The same network before and after reparameterisation")
+def _print_comparison(found: Comparison, narrator: Narrator) -> None:
     medians = [found.latency.median(form) for form in FORMS]
     rows: Dict[str, List[str]] = {
+        "": list(FORMS),
         f"correct of {found.total}": [str(each) for each in found.correct],
         "accuracy": [f"{100 * each / found.total:.2f} %" for each in found.correct],
         "parameters": [f"{each:,}" for each in found.parameters],
         "weight file": [f"{each / 1e3:.0f} kB" for each in found.bytes],
         "median latency, one picture": [f"{each:.2f} ms" for each in medians],
     }
+    narrator.say("The same network before and after reparameterisation:")
     for name, cells in rows.items():
-        table.add_row(name, *cells)
-    console.print(table)
-    console.print(
+        narrator.say(f"  {name:30}" + "".join(f"{cell:>14}" for cell in cells))
+    narrator.say(
         f"Pictures that the two forms classify differently: {found.disagreements}. Their {found.verification}."
     )
     ratio = found.latency.ratio(*FORMS)
-    console.print(
+    narrator.say(
         f"The deploy form is {ratio.estimate:.1f} times as fast (95 % interval {ratio.low:.1f} to {ratio.high:.1f}, "
-        f"{found.latency.rounds} interleaved rounds, {torch.get_num_threads()} threads)."
+        f"{found.latency.rounds} interleaved rounds, {torch.get_num_threads()} threads"
+        f"{'; the machine was busy' if found.latency.is_noisy else ''})."
     )

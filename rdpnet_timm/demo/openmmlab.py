@@ -8,76 +8,81 @@ import sys
 import time
 import warnings
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-from PIL import Image, ImageDraw
+from PIL import Image
 
-from .sample_voc import VOC_CLASSES, make_sample_voc, voc_palette
+from ..extras import require_all
+from ..files import configs
+from .narration import Narrator
+from .pictures import BLACK, RED, Box, save_rows, with_boxes
+from .sample_voc import LOOKS, VOC_CLASSES, make_sample_voc, voc_palette
 
-__all__ = ["require_configs", "run"]
+__all__ = ["run"]
 
-CONFIGS = Path(__file__).resolve().parents[2] / "mm_configs" / "demo"
-DETECTOR, SEGMENTOR = CONFIGS / "faster_rcnn_rdpnet075_sample.py", CONFIGS / "deeplabv3plus_rdpnet075_sample.py"
-GAP = 6
+DETECTOR, SEGMENTOR = "faster_rcnn_rdpnet075_sample.py", "deeplabv3plus_rdpnet075_sample.py"
+LARGER = 1.25  # pictures are drawn so much larger, for the labels
+SHOWN = 4
 
 
-def run(output: Path) -> None:
+def run(output: Path, narrator: Optional[Narrator] = None) -> None:
     """Make a sample data set, train and evaluate a detector and a segmentor on it, and draw what they see.
 
-    Leaves in ``output`` the data, the work folders of both runs, ``detections.png`` and ``masks.png`` (ground truth
-    above, predictions below), and ``openmmlab.json`` with mAP and mIoU.
+    Leaves in ``output`` the data, the work folders of both runs, ``detections.png`` and ``masks.png`` (the truth above
+    what was found), and ``openmmlab.json`` with mAP and mIoU.
 
     Raises:
-        FileNotFoundError: the configs are not beside the package; they are part of the source, not of the wheel.
-        RuntimeError: a run failed; its output is on the screen.
+        ImportError: OpenMMLab's packages are not installed.
+        RuntimeError: a run failed; the end of its output is in the message.
     """
-    require_configs()
-    output = Path(output).resolve()
+    require_all(("mim", "mmdet", "mmseg"), "the demo", "demo")
+    output, narrator = Path(output).resolve(), narrator or Narrator()
     devkit = output / "VOCdevkit"
-    if not devkit.exists():
-        print(f"drawing a sample data set into {make_sample_voc(output)}", flush=True)
+    narrator.say(
+        "\nDetection and segmentation by OpenMMLab, on drawn pictures of twenty kinds of shapes that stand for"
+    )
+    narrator.say("VOC's classes: both networks start from random weights, and are evaluated in the deploy form.")
+    with narrator.during("drawing the data"):
+        if not devkit.exists():
+            narrator.say(f"The data: {make_sample_voc(output)}")
     scores: Dict[str, float] = {}
-    for package, config, metric, whole, folder in (
+    folder = configs() / "demo"
+    for package, name, metric, whole, work in (
         ("mmdet", DETECTOR, "pascal_voc/mAP", 1, output / "detector"),
         ("mmsegmentation", SEGMENTOR, "mIoU", 100, output / "segmentor"),  # which reports per cent
     ):
-        start, name = time.monotonic(), metric.split("/")[-1]
-        _train(package, config, folder, devkit)
-        scores[name] = _last(folder, metric) / whole
-        print(f"{package}: {name} {scores[name]:.3f}, {time.monotonic() - start:.0f} s")
+        start, short = time.monotonic(), metric.split("/")[-1]
+        _train(package, folder / name, work, devkit, narrator)
+        scores[short] = _last(work, metric) / whole
+        narrator.say(f"{package}: {short} {scores[short]:.3f}, {time.monotonic() - start:.0f} s")
     os.environ["VOCDEVKIT"] = str(devkit)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), narrator.during("drawing what they see"):
         warnings.simplefilter("ignore")  # OpenMMLab's packages of one another's deprecations
-        draw_detections(DETECTOR, _checkpoint(output / "detector"), devkit / "VOC2007", output / "detections.png")
-        draw_masks(SEGMENTOR, _checkpoint(output / "segmentor"), devkit / "VOC2012", output / "masks.png")
+        draw_detections(
+            folder / DETECTOR, _checkpoint(output / "detector"), devkit / "VOC2007", output / "detections.png"
+        )
+        draw_masks(folder / SEGMENTOR, _checkpoint(output / "segmentor"), devkit / "VOC2012", output / "masks.png")
     (output / "openmmlab.json").write_text(json.dumps(scores, indent=2) + "\n")
-    print(f"mAP {scores['mAP']:.3f}, mIoU {scores['mIoU']:.3f}; pictures: {output}/detections.png, {output}/masks.png")
+    narrator.say(f"Pictures: {output}/detections.png, {output}/masks.png")
 
 
-def require_configs() -> None:
-    """Check that the configs are there.
-
-    Raises:
-        FileNotFoundError: they are not beside the package; they are part of the source, not of the wheel.
-    """
-    if not CONFIGS.is_dir():
-        raise FileNotFoundError(f"there is no {CONFIGS}: the demo runs from a clone of the repository")
-
-
-def _train(package: str, config: Path, folder: Path, devkit: Path) -> None:
+def _train(package: str, config: Path, folder: Path, devkit: Path, narrator: Narrator) -> None:
     command = [sys.executable, "-W", "ignore", "-m", "mim", "train", package, str(config), "--work-dir", str(folder)]
-    print(f"\n$ VOCDEVKIT={devkit} mim {' '.join(command[5:])}", flush=True)
-    env = {**os.environ, "VOCDEVKIT": str(devkit), "PYTHONWARNINGS": "ignore"}
-    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    narrator.say(f"\n$ VOCDEVKIT={devkit} mim {' '.join(command[5:])}")
+    env = {**os.environ, "VOCDEVKIT": str(devkit), "PYTHONWARNINGS": "ignore", "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    with process, narrator.during("starting"):
         tail: List[str] = []
         for line in process.stdout or ():
             tail = [*tail[-40:], line]
             # progress, scores and the hook's report; the configuration and environment are in the log file
             step = re.search(r"(?:Epoch|Iter)\(train\) +(\S.*?\])  .*?\bloss: (\S+)", line)
             if step:
-                print(f"  {step[1]} loss {step[2]}", flush=True)
+                narrator.now("training")
+                narrator.say(f"  {step[1]} loss {step[2]}")
             elif any(word in line for word in ("mAP:", "mIoU:", "MACs", "M parameters")):
-                print(f"  {line.split(' - ')[-1].strip()}", flush=True)
+                narrator.now("evaluating")
+                narrator.say(f"  {line.split(' - ')[-1].strip()}")
     if process.returncode:
         raise RuntimeError(f"mim train {package} failed ({process.returncode}):\n{''.join(tail)}")
 
@@ -97,66 +102,94 @@ def _names(year: Path, split: str, count: int) -> List[str]:
     return (year / "ImageSets" / split).read_text().split()[:count]
 
 
-def draw_detections(config: Path, checkpoint: str, year: Path, file: Path, count: int = 5) -> None:
+def _enlarged(picture: Image.Image, resample: Image.Resampling = Image.Resampling.BICUBIC) -> Image.Image:
+    return picture.resize((int(picture.width * LARGER), int(picture.height * LARGER)), resample)
+
+
+def _scaled(box: Sequence[float]) -> List[float]:
+    return [LARGER * corner for corner in box]
+
+
+def draw_detections(config: Path, checkpoint: str, year: Path, file: Path, count: int = SHOWN) -> None:
     """Draw ``count`` test pictures with the true boxes above those found (score at least 0.5)."""
     from xml.etree import ElementTree
 
     from mmdet.apis import inference_detector, init_detector
 
     model = init_detector(str(config), checkpoint, device="cpu")
-    rows: Tuple[List[Image.Image], List[Image.Image]] = ([], [])
+    above, below = [], []
     for name in _names(year, "Main/test.txt", count):
         path = year / "JPEGImages" / f"{name}.jpg"
         true = []
         for node in ElementTree.parse(year / "Annotations" / f"{name}.xml").iter("object"):
-            box = [int(node.findtext(f"bndbox/{corner}", "0")) - 1 for corner in ("xmin", "ymin", "xmax", "ymax")]
+            box = [float(node.findtext(f"bndbox/{corner}", "0")) - 1 for corner in ("xmin", "ymin", "xmax", "ymax")]
             true.append((str(node.findtext("name")), box))
         found = inference_detector(model, str(path)).pred_instances
         kept = found[found.scores >= 0.5]
-        shown = [
-            (f"{VOC_CLASSES[label]} {score:.2f}", box)
+        detections = [
+            (VOC_CLASSES[label], score, box)
             for label, score, box in zip(kept.labels.tolist(), kept.scores.tolist(), kept.bboxes.tolist())
         ]
-        for row, boxes in zip(rows, (true, shown)):
-            row.append(_with_boxes(Image.open(path).convert("RGB"), boxes))
-    _save_grid(rows, file)
+        picture = _enlarged(Image.open(path).convert("RGB"))
+        above.append(with_boxes(picture, [(LOOKS[label], _scaled(box), BLACK) for label, box in true]))
+        below.append(with_boxes(picture, judged(true, detections)))
+    rows = [
+        ("Drawn shapes, which stand for VOC's classes: what is there", above),
+        ("What the detector finds, with its score; in red what is wrong or was missed", below),
+    ]
+    save_rows(rows, file)
 
 
-def _with_boxes(picture: Image.Image, boxes: List[Tuple[str, Any]]) -> Image.Image:
-    draw = ImageDraw.Draw(picture)
-    for text, box in boxes:
-        draw.rectangle(box, outline=(255, 255, 255), width=2)
-        corner = (box[0], max(0, box[1] - 12))
-        draw.rectangle(draw.textbbox(corner, text), fill=(0, 0, 0))
-        draw.text(corner, text, fill=(255, 255, 255))
-    return picture
+def judged(true: Sequence[Tuple[str, Any]], found: Sequence[Tuple[str, float, Any]]) -> List[Box]:
+    """Boxes to draw, the most certain first: black where label and place (IoU 0.5) are right, red elsewhere."""
+    left = list(true)
+    boxes: List[Box] = []
+    for label, score, box in sorted(found, key=lambda detection: -detection[1]):
+        hits = [thing for thing in left if thing[0] == label and _iou(thing[1], box) >= 0.5]
+        if hits:
+            left.remove(hits[0])
+        boxes.append((f"{LOOKS[label]} {score:.2f}", _scaled(box), BLACK if hits else RED))
+    boxes += [(f"missed: {LOOKS[label]}", _scaled(box), RED) for label, box in left if not _is_hit(box, found)]
+    return boxes
 
 
-def draw_masks(config: Path, checkpoint: str, year: Path, file: Path, count: int = 5) -> None:
+def _is_hit(box: Any, found: Sequence[Tuple[str, float, Any]]) -> bool:
+    """Whether something, whatever it was taken for, was found at this place."""
+    return any(_iou(box, other) >= 0.5 for _, _, other in found)
+
+
+def _iou(a: Sequence[float], b: Sequence[float]) -> float:
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    both = max(width, 0) * max(height, 0)
+    return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)
+
+
+def draw_masks(config: Path, checkpoint: str, year: Path, file: Path, count: int = SHOWN) -> None:
     """Draw ``count`` validation pictures above their true masks above those predicted, in VOC's colours."""
     import numpy as np
     from mmseg.apis import inference_model, init_model
 
     model = init_model(str(config), checkpoint, device="cpu")
-    pictures, true, found = [], [], []
+    pictures: List[Image.Image] = []
+    true: List[Image.Image] = []
+    found: List[Image.Image] = []
+    right = total = 0
     for name in _names(year, "Segmentation/val.txt", count):
         path = year / "JPEGImages" / f"{name}.jpg"
-        pictures.append(Image.open(path).convert("RGB"))
-        true.append(Image.open(year / "SegmentationClass" / f"{name}.png").convert("RGB"))
+        pictures.append(_enlarged(Image.open(path).convert("RGB")))
+        truth = Image.open(year / "SegmentationClass" / f"{name}.png")
         labels = inference_model(model, str(path)).pred_sem_seg.data[0].numpy()
+        judged = (np.asarray(truth) != 255) & ((np.asarray(truth) != 0) | (labels != 0))  # objects, true or found
+        right += int((labels == np.asarray(truth))[judged].sum())
+        total += int(judged.sum())
         mask = Image.fromarray(labels.astype(np.uint8))
         mask.putpalette(voc_palette())
-        found.append(mask.convert("RGB"))
-    _save_grid((pictures, true, found), file)
-
-
-def _save_grid(rows: Tuple[List[Image.Image], ...], file: Path) -> None:
-    """Save rows of pictures of one size as one picture."""
-    width, height = rows[0][0].size
-    size = (len(rows[0]) * (width + GAP) - GAP, len(rows) * (height + GAP) - GAP)
-    grid = Image.new("RGB", size, "white")
-    for i, row in enumerate(rows):
-        for j, picture in enumerate(row):
-            grid.paste(picture, (j * (width + GAP), i * (height + GAP)))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    grid.quantize(256, dither=Image.Dither.NONE).save(file, optimize=True)
+        for row, drawn in ((true, truth), (found, mask)):
+            row.append(_enlarged(drawn.convert("RGB"), Image.Resampling.NEAREST))
+    share = f"{100 * right / max(total, 1):.0f} %"
+    rows = [
+        ("Drawn shapes, which stand for VOC's classes", pictures),
+        ("What is there: a colour of VOC's palette for each class, and its border, which does not count", true),
+        (f"What the segmentor finds: {share} of the pixels of these objects, true or found, are right", found),
+    ]
+    save_rows(rows, file)

@@ -12,12 +12,22 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image, ImageDraw
 
-__all__ = ["VOC_CLASSES", "make_sample_voc", "voc_palette"]
+__all__ = ["LOOKS", "VOC_CLASSES", "make_sample_voc", "voc_palette"]
 
 VOC_CLASSES = (  # noqa: SIM905
     "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant sheep "
     "sofa train tvmonitor"
 ).split()
+# what is drawn in each class's place: a hue, a texture and a shape of its own
+_HUES = (  # noqa: SIM905
+    "red orange orange yellow yellow lime green green mint teal cyan blue blue indigo indigo purple purple magenta "
+    "pink crimson"
+).split()
+_SHAPES = ("disc", "square", "triangle", "star", "bar")
+LOOKS = {
+    name: f"{hue} {'striped ' * (label % 2)}{_SHAPES[label % 5]}"
+    for label, (name, hue) in enumerate(zip(VOC_CLASSES, _HUES))
+}
 WIDTH, HEIGHT = 256, 192
 IGNORE = 255  # VOC's label of an object's border
 
@@ -33,9 +43,10 @@ class _Drawn:
 def make_sample_voc(folder: Path, images: int = 180, seed: int = 0) -> Path:
     """Draw ``folder/VOCdevkit`` with VOC2007 and VOC2012 in the official layout, and return its path.
 
-    Each class has a hue, a shape and a texture of its own; pictures are 256x192 with two to four objects, and masks
-    have VOC's palette and border label. The same arguments draw the same pictures. VOC2007 has train, val, trainval
-    and test (1/2, 1/6, 2/3 and 1/3 of the pictures), VOC2012 train, val and trainval (2/3, 1/3, all).
+    For each class stands a shape with a hue and a texture of its own (``LOOKS``); pictures are 256x192 with two to
+    four objects, and masks have VOC's palette and border label. The same arguments draw the same pictures. VOC2007 has
+    train, val, trainval and test (1/2, 1/6, 2/3 and 1/3 of the pictures), VOC2012 train, val and trainval (2/3, 1/3,
+    all).
 
     Args:
         folder: where ``VOCdevkit`` is made; created if need be.
@@ -175,7 +186,7 @@ def _draw_object(
 
 
 def _outline(label: int, centre: np.ndarray, radius: float, turn: float) -> np.ndarray:
-    """Corners ``(n, 2)`` of the class's shape: disc, square, triangle, star or flat box."""
+    """Corners ``(n, 2)`` of the class's shape, see ``_SHAPES``."""
     shape = label % 5
     corners = [24, 4, 3, 10, 4][shape]
     angles = np.arange(corners) / corners * 2 * np.pi + turn + (np.pi / 4 if corners == 4 else -np.pi / 2)

@@ -167,8 +167,8 @@ def _from_folder(folder: Path, limit: Optional[int]) -> _Source:
 
 
 def _from_parquet(path: Path, limit: Optional[int]) -> _Source:
-    parquet = require("pyarrow.parquet", "reading parquet files")
-    arrow = require("pyarrow", "reading parquet files")
+    parquet = require("pyarrow.parquet", "reading parquet files", "int8")
+    arrow = require("pyarrow", "reading parquet files", "int8")
     try:
         table = parquet.read_table(path)
     except (arrow.ArrowException, OSError) as error:

@@ -53,7 +53,7 @@ def quantize_executorch(model: nn.Module, example: Tensor, path: Path, images: n
     """
     purpose = "INT8 in ExecuTorch"
     quantizers = require("executorch.backends.xnnpack.quantizer.xnnpack_quantizer", purpose)
-    pt2e = require("torchao.quantization.pt2e.quantize_pt2e", purpose)
+    pt2e = require("torchao.quantization.pt2e.quantize_pt2e", purpose, "executorch")
     with quiet(), torch.no_grad():
         config = quantizers.get_symmetric_quantization_config(is_per_channel=True)
         quantizer = quantizers.XNNPACKQuantizer().set_global(config)

@@ -49,6 +49,7 @@ class Format(NamedTuple):
         batches: whether it takes more than one image at a time.
         one_pool: whether all of a process's models share one number of threads.
         int8_needs: import names of what quantising takes besides.
+        int8_extra: the extra that brings these as well; by default the same.
     """
 
     suffixes: Tuple[str, ...]
@@ -57,10 +58,11 @@ class Format(NamedTuple):
     load: Callable[[Path, int, Options], Runner]
     options: Tuple[Dict[str, Any], ...]
     needs: Tuple[str, ...] = ()
-    extra: str = "deploy"
+    extra: str = ""
     batches: bool = True
     one_pool: bool = False
     int8_needs: Tuple[str, ...] = ()
+    int8_extra: str = ""
 
 
 def known_format(name: str) -> Format:
@@ -81,7 +83,10 @@ def require_format(name: str, int8: bool = False) -> None:
         ImportError: something is not; the message names it and the line that installs it.
     """
     kind = FORMATS[name]
-    require_all((*kind.needs, *(kind.int8_needs if int8 else ())), f"the format {name}", kind.extra)
+    needs, extra = (
+        ((*kind.needs, *kind.int8_needs), kind.int8_extra or kind.extra) if int8 else (kind.needs, kind.extra)
+    )
+    require_all(needs, f"the format {name}", extra)
 
 
 def to_onnx(
@@ -236,6 +241,8 @@ FORMATS: Dict[str, Format] = {
         _load_onnx,
         ({}, {"session.set_denormal_as_zero": "1"}, {"session.intra_op.allow_spinning": "0"}),
         ("onnx", "onnxruntime"),
+        "onnx",
+        int8_extra="int8",
     ),
     "openvino": Format(
         (".xml", ".bin"),
@@ -248,7 +255,9 @@ FORMATS: Dict[str, Format] = {
             {**OPENVINO_FLOAT32, "ENABLE_CPU_PINNING": False},
         ),
         ("onnx", "openvino"),
+        "openvino",
         int8_needs=("nncf",),
+        int8_extra="int8",
     ),
     "torch-export": Format((".pt2",), ("torch",), _to_torch_export, _load_torch_export, ({},)),
     "torchscript": Format((".torchscript.pt",), ("torch",), _to_torchscript, _load_torchscript, ({},)),

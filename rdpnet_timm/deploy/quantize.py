@@ -33,8 +33,8 @@ def quantize_onnx(
         reduce_range: weights of 7 bits; by default where this CPU has no VNNI: there two products of an unsigned
             activation and a weight are summed in 16 bits, and with weights of 8 bits the sum overflows.
     """
-    quantization = require("onnxruntime.quantization", "INT8 in ONNX Runtime")
-    onnx = require("onnx", "INT8 in ONNX Runtime")
+    quantization = require("onnxruntime.quantization", "INT8 in ONNX Runtime", "int8")
+    onnx = require("onnx", "INT8 in ONNX Runtime", "int8")
     name = onnx.load(source, load_external_data=False).graph.input[0].name
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[name-defined]
@@ -78,7 +78,7 @@ def quantize_openvino(
             makes one before quantising, for all runtimes alike.
         reduce_range: as :func:`quantize_onnx` takes it.
     """
-    openvino = require("openvino", "INT8 in OpenVINO")
+    openvino = require("openvino", "INT8 in OpenVINO", "int8")
     nncf = require("nncf", "INT8 in OpenVINO")
     ranges = nncf.quantization.range_estimator.RangeEstimatorParametersSet
     reduced = not has_vnni() if reduce_range is None else reduce_range

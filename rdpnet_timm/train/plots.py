@@ -39,9 +39,9 @@ def plot_history(history: Sequence[Dict[str, float]], path: Union[str, Path], ti
         axis.grid(alpha=0.3)
         axis.legend()
     left.set_ylabel("cross-entropy")
-    left.set_ylim(0, 1.1 * max(record["train_loss"] for record in history))  # early weight averages are far off
+    left.set_yscale("log")  # early weight averages are far off
     right.set_ylabel("accuracy (%)")
-    right.set_ylim(0, 100)
+    right.set_ylim(-2, 102)
     figure.suptitle(title)
     _save(figure, path)
 
@@ -49,24 +49,26 @@ def plot_history(history: Sequence[Dict[str, float]], path: Union[str, Path], ti
 def plot_predictions(
     model: nn.Module, images: Images, path: Union[str, Path], title: str, rows: int = 3, columns: int = 8
 ) -> None:
-    """Some images with what ``model`` makes of them, as a PNG file; all mistakes first, as far as they fit."""
+    """Some images with what ``model`` makes of them, as a PNG file; a few mistakes, in red frames, close the rows."""
     plt = _pyplot()
     probabilities = predict(model, images).softmax(1).cpu()
     confidence, predicted = probabilities.max(1)
     wrong = predicted != images.labels.cpu()
-    mistakes = wrong.nonzero().flatten()[: rows * columns // 2]
-    others = (~wrong).nonzero().flatten()
-    others = others[torch.linspace(0, len(others) - 1, rows * columns - len(mistakes)).long()]
-    figure, axes = plt.subplots(rows, columns, figsize=(1.35 * columns, 1.75 * rows))
-    for axis in axes.flat:
-        axis.axis("off")
-    for axis, index in zip(axes.flat, [*mistakes.tolist(), *others.tolist()]):
-        axis.imshow(images.pixels[index].cpu().numpy(), interpolation="nearest")
-        name, truth = images.classes[int(predicted[index])], images.classes[int(images.labels[index])]
-        label = f"{name}, {100 * float(confidence[index]):.0f} %"
-        axis.set_title(
-            f"{label}\nis {truth}" if name != truth else label, fontsize=9, color="C3" if name != truth else "k"
-        )
-    figure.suptitle(title)
+    mistakes = wrong.nonzero().flatten()[:rows].tolist()  # one a row
+    right = (~wrong).nonzero().flatten()
+    right = right[torch.linspace(0, len(right) - 1, rows * columns - len(mistakes)).long()].tolist()
+    figure, axes = plt.subplots(rows, columns, figsize=(1.5 * columns, 1.95 * rows), squeeze=False)
+    for row in axes:
+        shown = [right.pop(0) for _ in range(columns - bool(mistakes))]
+        shown += [mistakes.pop(0)] if mistakes else []
+        for axis, index in zip(row, shown):
+            axis.imshow(images.pixels[index].cpu().numpy(), interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+            name, truth = images.classes[int(predicted[index])], images.classes[int(images.labels[index])]
+            is_wrong = name != truth
+            note = f"{100 * float(confidence[index]):.0f} %" + f", is {truth}" * is_wrong
+            axis.set_title(f"{name}\n{note}", fontsize=9, color="C3" if is_wrong else "k")
+            axis.spines[:].set(color="C3" if is_wrong else "0.8", linewidth=2.5 if is_wrong else 0.8)
+    figure.suptitle(f"{title}; in red frames, mistakes" if wrong.any() else title)
     figure.tight_layout()
     _save(figure, path)
