@@ -83,9 +83,9 @@ def require_format(name: str, int8: bool = False) -> None:
         ImportError: something is not; the message names it and the line that installs it.
     """
     kind = FORMATS[name]
-    needs, extra = (
-        ((*kind.needs, *kind.int8_needs), kind.int8_extra or kind.extra) if int8 else (kind.needs, kind.extra)
-    )
+    needs, extra = kind.needs, kind.extra
+    if int8:
+        needs, extra = (*needs, *kind.int8_needs), kind.int8_extra or extra
     require_all(needs, f"the format {name}", extra)
 
 
