@@ -8,12 +8,14 @@ Source: Xu, Zhao, Xu, "RDPNet", Journal of Cloud Computing 11:54, 2022, section 
 """
 
 from collections import OrderedDict
-from typing import Any, Callable, Dict, List, Mapping, Optional
+from functools import partial
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .fused import conditions
 from .reparam import (
     Kernel,
     add_kernels,
@@ -24,7 +26,7 @@ from .reparam import (
     shuffle_permutation,
 )
 
-__all__ = ["ChannelShuffle", "DepthBlock", "PointBlock", "RDPModule", "RepVGGBlock", "Reparameterizable"]
+__all__ = ["ChannelShuffle", "DepthBlock", "PointBlock", "RDPModule", "RepVGGBlock", "Reparameterizable", "set_fused"]
 
 NormLayer = Callable[..., nn.Module]
 
@@ -106,8 +108,11 @@ class _SlicedConv2d(nn.Conv2d):
 class _MultiBranchBlock(Reparameterizable):
     """``ReLU(sum of branches)``; one of ``branches`` and ``reparam_conv`` is there, the other is None.
 
-    A branch is a convolution with its norm, or a norm alone, which is an identity branch.
+    A branch is a convolution with its norm, or a norm alone, which is an identity branch. While training on a CPU,
+    branches are computed together where :mod:`.fused.conditions` allows it and ``fused`` is True.
     """
+
+    fused: bool = True
 
     def __init__(
         self,
@@ -166,6 +171,8 @@ class _MultiBranchBlock(Reparameterizable):
         """``(N, in_channels, H, W)`` to ``(N, out_channels, H / stride, W / stride)``, rounded up."""
         if self.reparam_conv is not None:
             return self.act(self.reparam_conv(x))
+        if not torch.jit.is_scripting() and self.may_fuse(x):
+            return _in_float32(self.fused_forward, x)
         outputs: List[Tensor] = []
         for branch in self.branches.values():  # TorchScript unrolls this loop, but no comprehension over modules
             outputs.append(branch(x))
@@ -173,6 +180,38 @@ class _MultiBranchBlock(Reparameterizable):
         for output in outputs[1:]:
             total = total + output
         return self.act(total)
+
+    def extra_repr(self) -> str:
+        """Whether the branches are computed together while training, for ``print(model)``."""
+        if self.is_deployed:
+            return ""
+        missing = "" if conditions.is_installed() else " (but Numba is not installed)"
+        return f"fused={self.fused}{missing if self.fused else ''}"
+
+    @torch.jit.unused
+    def parts(self) -> Tuple[List[nn.Conv2d], List[nn.Module]]:
+        """The convolutions and the norms of the branches, in their order."""
+        branches = list(self.branches.values())
+        convs = [branch.conv for branch in branches if isinstance(branch, _ConvNorm)]
+        return convs, [branch.norm if isinstance(branch, _ConvNorm) else branch for branch in branches]
+
+    @torch.jit.unused
+    def may_fuse(self, x: Tensor) -> bool:
+        """Whether ``x`` is to be computed as a fused train step."""
+        if not (self.training and self.fused) or self.branches is None:
+            return False
+        convs, norms = self.parts()
+        if any(type(conv) not in (nn.Conv2d, _SlicedConv2d) for conv in convs):
+            return False
+        others = [branch for branch in self.branches.values() if isinstance(branch, _ConvNorm)]
+        if not conditions.will_fuse(x, convs, norms, [*others, self.act]):
+            return False
+        return conditions.load_step() is not None
+
+    @torch.jit.unused
+    def fused_forward(self, x: Tensor) -> Tensor:
+        """The output of ``x`` by the fused train step; running statistics move as they do branch by branch."""
+        raise NotImplementedError
 
     def convert_state_dict(self, state_dict: Dict[str, Any], prefix: str) -> None:
         """As :meth:`Reparameterizable.convert_state_dict`; there is no way back from the deploy form, so that raises.
@@ -221,6 +260,32 @@ class _MultiBranchBlock(Reparameterizable):
         self.reparam_conv = conv
 
 
+def _parameters(norms: List[nn.Module]) -> Tuple[List[Tensor], List[Tensor], List[float], Callable[..., None]]:
+    """What a fused step takes of ``norms``: scales, shifts, eps, and who observes the statistics."""
+    affine = [norm.weight for norm in norms], [norm.bias for norm in norms]
+    return *affine, [norm.eps for norm in norms], partial(conditions.track, norms)
+
+
+def _in_float32(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """``function(x)``; under autocast computed in float32, and given in the dtype that a convolution would have."""
+    if not torch.is_autocast_enabled("cpu"):
+        return function(x)
+    dtype = torch.get_autocast_dtype("cpu")
+    with torch.autocast("cpu", enabled=False):
+        return function(x.float()).to(dtype)
+
+
+def set_fused(model: nn.Module, enabled: bool = True) -> nn.Module:
+    """Let the RDPNet blocks of ``model`` compute their branches together while training, or one by one; returns it.
+
+    Both are the same function with the same gradients, so that a training can go from one to the other at any step.
+    """
+    for module in model.modules():
+        if isinstance(module, _MultiBranchBlock):
+            module.fused = enabled
+    return model
+
+
 def _branch_kernel(branch: nn.Module, groups: int) -> Kernel:
     """One branch, a convolution and its norm or a norm alone, as a kernel of its own size."""
     is_identity = not isinstance(branch, _ConvNorm)
@@ -259,6 +324,19 @@ class RepVGGBlock(_MultiBranchBlock):
             in_channels=in_channels, out_channels=out_channels, stride=stride, norm_layer=norm_layer
         )
 
+    @torch.jit.unused
+    def may_fuse(self, x: Tensor) -> bool:
+        """As the other blocks, but for images that require a gradient, which the fused step has not."""
+        return not x.requires_grad and super().may_fuse(x)
+
+    @torch.jit.unused
+    def fused_forward(self, x: Tensor) -> Tensor:
+        """The output of ``x`` by the fused train step."""
+        convs, norms = self.parts()
+        weight, weight_1x1 = (conv.weight for conv in convs)
+        stride = convs[0].stride[0]
+        return conditions.load_step().stem_step(x, weight, weight_1x1, *_parameters(norms), stride)
+
     def _train_form_twin(self, entries: Mapping[str, Tensor]) -> "Reparameterizable":
         # A checkpoint may have other input channels than this model: whoever loads it adapts the converted kernel.
         weight = entries.get("branches.conv3x3.conv.weight")
@@ -289,6 +367,14 @@ class DepthBlock(_MultiBranchBlock):
         )
         self._train_form_args = dict(channels=channels, dilation=dilation, norm_layer=norm_layer)
 
+    @torch.jit.unused
+    def fused_forward(self, x: Tensor, stride: int = 1) -> Tensor:
+        """The output of ``x`` by the fused train step, at the positions that a Point-Block of this ``stride`` reads."""
+        convs, norms = self.parts()
+        weight, scale = (conv.weight for conv in convs)
+        dilation = convs[0].dilation[0]
+        return conditions.load_step().depth_step(x, weight, scale, *_parameters(norms), stride, dilation)
+
 
 class PointBlock(_MultiBranchBlock):
     """``ReLU(BN(PW1x1(x)) + BN(PW1x1(x)))``, dense; with ``identity``, and where shapes allow it, ``+ BN(x)``.
@@ -316,6 +402,18 @@ class PointBlock(_MultiBranchBlock):
         self._train_form_args = dict(
             in_channels=in_channels, out_channels=out_channels, stride=stride, identity=identity, norm_layer=norm_layer
         )
+
+    @torch.jit.unused
+    def fused_forward(self, x: Tensor, shuffle_groups: int = 1, is_strided: bool = False) -> Tensor:
+        """The output of ``x`` by the fused train step, a channel shuffle in front of the block included.
+
+        ``is_strided``: whether ``x`` holds only the positions that the block's stride reads.
+        """
+        convs, norms = self.parts()
+        stride = 1 if is_strided else convs[0].stride[0]
+        x = x[:, :, ::stride, ::stride]
+        weights = [conv.weight for conv in convs]
+        return conditions.load_step().point_step(x, weights, *_parameters(norms), shuffle_groups)
 
 
 class ChannelShuffle(nn.Module):
@@ -396,7 +494,23 @@ class RDPModule(Reparameterizable):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, in_channels, H, W)`` to ``(N, out_channels, H / stride, W / stride)``, rounded up."""
+        if not torch.jit.is_scripting() and self.may_fuse(x):
+            return _in_float32(self.fused_forward, x)
         return self.point(self.shuffle(self.depth(x)))
+
+    @torch.jit.unused
+    def may_fuse(self, x: Tensor) -> bool:
+        """Whether both blocks may be computed as fused train steps, the shuffle and the stride within them."""
+        if not self.training or conditions.have_hooks([self.depth, self.shuffle, self.point]):
+            return False
+        return self.depth.may_fuse(x) and self.point.may_fuse(x)
+
+    @torch.jit.unused
+    def fused_forward(self, x: Tensor) -> Tensor:
+        """The output of ``x`` by two fused train steps."""
+        stride = self.point.parts()[0][0].stride[0]
+        between = self.depth.fused_forward(x, stride)
+        return self.point.fused_forward(between, getattr(self.shuffle, "groups", 1), is_strided=True)
 
     def reparameterize(self) -> None:
         """Change this module, in place, to the deploy form: depthwise 3x3, ReLU, pointwise 1x1, ReLU."""

@@ -22,7 +22,7 @@ from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from . import weights
-from .blocks import NormLayer, RDPModule, Reparameterizable, RepVGGBlock
+from .blocks import NormLayer, RDPModule, Reparameterizable, RepVGGBlock, set_fused
 
 __all__ = ["RDPNet", "convert_state_dict"]
 
@@ -46,6 +46,7 @@ class RDPNet(nn.Module):
         output_stride: stride of the last map, 8, 16 or 32, strides beyond it being replaced by dilation; None keeps
             the strides as they are.
         norm_layer: batch norm class.
+        fused: compute the branches of a block together while training, see :func:`rdpnet_timm.set_fused`.
 
     Raises:
         ValueError: a count out of range, a width without whole channels, a shuffle that does not divide the channels,
@@ -65,6 +66,7 @@ class RDPNet(nn.Module):
         drop_rate: float = 0.0,
         output_stride: Optional[int] = None,
         norm_layer: NormLayer = nn.BatchNorm2d,
+        fused: bool = True,
         device: Optional[torch.device] = None,
         dtype: Optional[torch.dtype] = None,
     ) -> None:
@@ -113,6 +115,7 @@ class RDPNet(nn.Module):
         self.head = (
             Linear(self.head_hidden_size, num_classes, device=device, dtype=dtype) if num_classes > 0 else nn.Identity()
         )
+        set_fused(self, fused)
 
     @torch.jit.ignore
     def init_weights(self) -> None:

@@ -1,0 +1,109 @@
+"""Where the fused train step is exact, known and not slower; elsewhere blocks compute their branches, silently."""
+
+import importlib.util
+import logging
+from functools import cache
+from types import ModuleType
+from typing import Optional, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+__all__ = ["have_hooks", "is_installed", "load_step", "norms_are_known", "track", "will_fuse"]
+
+SMALLEST = 256  # positions of a batch; with fewer, a fused step's calls cost more than the branches
+DTYPES = (torch.float32, torch.float64)
+_logger = logging.getLogger(__name__)
+
+
+@cache
+def is_installed() -> bool:
+    """Whether Numba, which compiles the fused step, can be found; importing it is left to :func:`load_step`."""
+    return importlib.util.find_spec("numba") is not None
+
+
+@cache
+def load_step() -> Optional[ModuleType]:
+    """The module :mod:`.step`, or None, with a line in the log, where Numba is missing or cannot be imported."""
+    try:
+        from . import step
+    except ImportError as error:
+        _logger.warning(
+            "Training branch by branch (%s). With Numba the same training takes about half of the time and a third of "
+            'the memory on a CPU: pip install "rdpnet-timm[fused]"',
+            error,
+        )
+        return None
+    return step
+
+
+def will_fuse(x: Tensor, convs: Sequence[nn.Conv2d], norms: Sequence[nn.Module], others: Sequence[nn.Module]) -> bool:
+    """Whether a block with the branches ``convs`` and ``norms`` may compute ``x`` ``(N, C, H, W)`` as a fused step.
+
+    Args:
+        x: the block's input.
+        convs: convolutions of the branches, of the classes that the block made.
+        norms: norms of the branches.
+        others: further modules that would not be called.
+    """
+    if type(x) not in (Tensor, nn.Parameter) or x.device.type != "cpu" or x.dim() != 4:
+        return False  # also what is traced by fx or export, and fake tensors
+    if not (_is_plain_eager() and norms_are_known(norms)):
+        return False
+    # The Depth-Block's positions are at least as many as those behind its stride.
+    if x.shape[0] * x.shape[2] * x.shape[3] < SMALLEST:
+        return False
+    autocast = torch.is_autocast_enabled("cpu")
+    dtype = torch.float32 if autocast else x.dtype
+    if dtype not in DTYPES or (autocast and x.dtype == torch.float64):
+        return False
+    parameters = [conv.weight for conv in convs] + [norm.weight for norm in norms] + [norm.bias for norm in norms]
+    if any(parameter.dtype != dtype or type(parameter) is not nn.Parameter for parameter in parameters):
+        return False
+    return not have_hooks([*convs, *norms, *others])
+
+
+def norms_are_known(norms: Sequence[nn.Module]) -> bool:
+    """Whether these are torch's own batch norms, in training, with running statistics, scales and shifts."""
+    return all(
+        type(norm) is nn.BatchNorm2d and norm.training and norm.running_mean is not None and norm.affine
+        for norm in norms
+    )
+
+
+def _is_plain_eager() -> bool:
+    """Whether operations run as they are called: nobody traces, counts or transforms them."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    transformed = torch._C._functorch.peek_interpreter_stack() is not None  # vmap, grad, jvp
+    dual = torch.autograd.forward_ad._current_level >= 0
+    return not transformed and not dual and _get_current_dispatch_mode() is None
+
+
+def have_hooks(modules: Sequence[nn.Module]) -> bool:
+    """Whether calling one of ``modules`` would call a hook as well."""
+    if torch_module._has_any_global_hook():
+        return True
+    return any(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+        for module in modules
+    )
+
+
+@torch.no_grad()
+def track(norms: Sequence[nn.Module], statistics: Tensor, count: int) -> None:
+    """Update the running statistics of ``norms``, as batch norm does, from ``statistics`` of ``count`` positions.
+
+    Args:
+        norms: ``nn.BatchNorm2d``.
+        statistics: ``(norms, 2, C)``: means and biased variances of this batch.
+        count: positions in the batch.
+    """
+    for norm, (mean, variance) in zip(norms, statistics.to(norms[0].running_mean.dtype)):
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+        momentum = norm.momentum if norm.momentum is not None else 1 / norm.num_batches_tracked.item()
+        norm.running_mean.lerp_(mean, momentum)
+        norm.running_var.lerp_(variance * (count / (count - 1)), momentum)

@@ -1,0 +1,25 @@
+"""Compiling by Numba, with a cache on disk where there is a place for one."""
+
+from typing import Any, Callable
+
+import numba
+
+__all__ = ["compiled", "compiled_sums"]
+
+
+def _compile(function: Callable[..., Any], fastmath: Any) -> Any:
+    options = dict(nogil=True, error_model="numpy", boundscheck=False, fastmath=fastmath)
+    try:
+        return numba.njit(function, cache=True, **options)
+    except RuntimeError:  # neither the package's folder nor the user's can be written: compile in every process
+        return numba.njit(function, **options)
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """Compile a function that works element by element; a product and a sum may become one instruction."""
+    return _compile(function, {"contract"})
+
+
+def compiled_sums(function: Callable[..., Any]) -> Any:
+    """Compile a function that sums along rows; the order of its sums is the compiler's, so that it can vectorise."""
+    return _compile(function, {"contract", "reassoc", "nsz"})

@@ -1,0 +1,320 @@
+"""The fused train step of the Depth-Block, the Point-Block and the stem, as functions with gradients.
+
+Each takes a block's input, its branches' parameters and the eps of its norms, and gives the block's output. It calls
+``observe`` with the statistics of the branches over this batch, ``(branches, 2, channels)`` in float64, means and
+biased variances, and with the number of positions that they are of: within the function and not behind it, so that
+gradient checkpointing, which stops as soon as everything saved is there again, treats them as it does batch norm's.
+
+Maps are float32 or float64, on a CPU; the output is in channels_last. The orders of branches are those of the blocks:
+3x3, 1x1 and identity; both pointwise ones, then the identity; 3x3 and 1x1.
+"""
+
+from types import ModuleType
+from typing import Any, Callable, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import formulas, loops, products, reference, vector_loops
+from .lanes import REGISTER
+from .threads import over_parts
+
+__all__ = ["depth_step", "point_step", "stem_step"]
+
+Observer = Callable[[Tensor, int], None]
+# a backward pass that is called under autocast is computed without, as the forward pass was
+_remember_autocast = torch.amp.custom_fwd(device_type="cpu")
+_as_forward = torch.amp.custom_bwd(device_type="cpu")
+
+
+def depth_step(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    gammas: Sequence[Tensor],
+    betas: Sequence[Tensor],
+    eps: Sequence[float],
+    observe: Observer,
+    stride: int = 1,
+    dilation: int = 1,
+) -> Tensor:
+    """The Depth-Block of ``x`` ``(N, C, H, W)``: 3x3 weight ``(C, 1, 3, 3)``, 1x1 weight ``(C, 1, 1, 1)``, three norms.
+
+    With a stride, only the outputs that a strided Point-Block behind this block reads are computed; the statistics are
+    those of all positions.
+    """
+    return _DepthStep.apply(_channels_last(x), weight, scale, tuple(eps), observe, stride, dilation, *gammas, *betas)
+
+
+def point_step(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    gammas: Sequence[Tensor],
+    betas: Sequence[Tensor],
+    eps: Sequence[float],
+    observe: Observer,
+    shuffle_groups: int = 1,
+) -> Tensor:
+    """The Point-Block of ``x`` ``(N, C, H, W)``, a channel shuffle in front of it included.
+
+    There is a weight ``(C_out, C, 1, 1)`` for every norm but, where there is an identity branch, the last.
+    """
+    return _PointStep.apply(
+        _channels_last(x), tuple(eps), observe, max(1, shuffle_groups), len(weights), *weights, *gammas, *betas
+    )
+
+
+def stem_step(
+    x: Tensor,
+    weight: Tensor,
+    weight_1x1: Tensor,
+    gammas: Sequence[Tensor],
+    betas: Sequence[Tensor],
+    eps: Sequence[float],
+    observe: Observer,
+    stride: int,
+) -> Tensor:
+    """The stem of images ``(N, C, H, W)``, which get no gradient.
+
+    The weights are ``(C_out, C, 3, 3)`` and ``(C_out, C, 1, 1)``.
+    """
+    return _StemStep.apply(_channels_last(x), weight, weight_1x1, tuple(eps), observe, stride, *gammas, *betas)
+
+
+def _array(x: Tensor) -> np.ndarray:
+    """A channels_last map as the array ``(N, H, W, C)`` that it is in memory."""
+    return x.detach().permute(0, 2, 3, 1).numpy()
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    # not contiguous(memory_format): with one channel that is content with strides which the loops cannot walk
+    inner = x.permute(0, 2, 3, 1)
+    return x if inner.is_contiguous() else inner.contiguous().permute(0, 3, 1, 2)
+
+
+def _empty_map(like: Tensor, n: int, channels: int, height: int, width: int) -> Tensor:
+    return like.new_empty(n, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _totals(*shape: int) -> np.ndarray:
+    """Zeros for every part, in float64."""
+    return np.zeros((torch.get_num_threads(), *shape))
+
+
+def _passes(x: Tensor) -> ModuleType:
+    """The loops over maps of so many channels."""
+    return loops if x.shape[1] * x.element_size() % REGISTER else vector_loops
+
+
+def _arrays(tensors: Sequence[Tensor]) -> Tuple[np.ndarray, ...]:
+    return tuple(tensor.detach().numpy() for tensor in tensors)
+
+
+class _DepthStep(torch.autograd.Function):
+    @staticmethod
+    @_remember_autocast
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        scale: Tensor,
+        eps: Any,
+        observe: Any,
+        stride: int,
+        dilation: int,
+        *affine: Any,
+    ):
+        n, channels, height, width = x.shape
+        array, gammas, betas = _array(x), _arrays(affine[:3]), _arrays(affine[3:])
+        passes = _passes(x)
+        totals = _totals(4, channels)
+        flat = weight.detach().reshape(channels, 9).numpy()
+        over_parts(passes.depth_sums, n, array, np.ascontiguousarray(flat.T), dilation, totals)
+        count = n * height * width
+        taps, kernel, bias, statistics, state = formulas.depth_kernel(
+            totals, flat, scale.detach().reshape(-1).numpy(), gammas, betas, eps, count
+        )
+        out = _empty_map(x, n, channels, (height - 1) // stride + 1, (width - 1) // stride + 1)
+        over_parts(passes.depth_output, n, array, kernel, bias, stride, dilation, _array(out))
+        ctx.save_for_backward(x, out, weight, scale, *affine)
+        ctx.arguments = (eps, stride, dilation)
+        ctx.state = (taps, statistics, state)
+        observe(torch.from_numpy(statistics), count)
+        return out
+
+    @staticmethod
+    @_as_forward
+    def backward(ctx: Any, gradient: Tensor):
+        x, out, weight, scale, *affine = ctx.saved_tensors
+        eps, stride, dilation = ctx.arguments
+        if torch.is_grad_enabled():  # a gradient of this gradient is asked for
+            inputs = (x, weight, scale, *affine)
+            found = reference.gradients(reference.depth, inputs, (eps, stride, dilation), gradient)
+            return (*found[:3], *(None,) * 4, *found[3:])
+        taps, statistics, state = ctx.state
+        n, channels, height, width = x.shape
+        arrays = _array(_channels_last(gradient)), _array(out), _array(x)
+        passes = _passes(x)
+        totals, count = _totals(3, channels), n * height * width
+        over_parts(passes.depth_backward_sums, n, *arrays, stride, totals)
+        coefficients, gradients, total = formulas.depth_coefficients(
+            totals, scale.detach().reshape(-1).numpy(), eps, statistics, state, count
+        )
+        gradient_x = torch.empty_like(x)
+        totals = _totals(10, channels)
+        over_parts(passes.depth_backward, n, *arrays, taps, coefficients, stride, dilation, _array(gradient_x), totals)
+        sums = totals.sum(0)
+        gradient_weight = torch.from_numpy(sums[:9].T).to(weight.dtype, memory_format=torch.contiguous_format)
+        gamma_1 = torch.from_numpy(state[0] * (sums[9] - statistics[0, 0] * total)).to(weight.dtype)
+        of_scale, gamma_2, gamma_3, beta = torch.from_numpy(gradients)
+        return (
+            gradient_x,
+            gradient_weight.view_as(weight),
+            of_scale.view_as(scale),
+            *(None,) * 4,
+            *(gamma_1, gamma_2, gamma_3),
+            *(beta, beta.clone(), beta.clone()),
+        )
+
+
+class _PointState:
+    """What a Point-Block keeps for its backward pass besides maps: small matrices, float64 where per channel."""
+
+    def __init__(self, x: Tensor, weights: Tensor, gammas: Any, betas: Any, eps: Any) -> None:
+        n, channels, height, width = x.shape
+        self.count = n * height * width
+        self.weights = weights
+        totals = _totals(channels)
+        over_parts(_passes(x).channel_sums, n, _array(x), totals)
+        gram = products.outer_sums(x, x).numpy()
+        self.mean, covariance = formulas.covariance(gram, totals.sum(0), self.count, weights.numpy())
+        self.products = weights @ torch.from_numpy(covariance)
+        kernel, bias, self.statistics, self.state = formulas.point_kernel(
+            weights.numpy(), self.products.numpy(), self.mean, _arrays(gammas), _arrays(betas), eps
+        )
+        self.kernel, self.bias = torch.from_numpy(kernel), torch.from_numpy(bias)
+
+    def gradients(
+        self, gradient: Tensor, out: Tensor, x: Tensor, needs_x: bool
+    ) -> Tuple[Optional[Tensor], Any, Any, Any]:
+        """Gradients of x, of the weights ``(branches, out, C)``, of the gammas ``(branches, out)`` and of a beta."""
+        n, channels = out.shape[:2]
+        masked = torch.empty_like(out)
+        totals = _totals(channels)
+        over_parts(
+            _passes(out).masked_gradient, n, _array(_channels_last(gradient)), _array(out), _array(masked), totals
+        )
+        sums = totals.sum(0)
+        outer = products.outer_sums(masked, x).numpy()
+        of_weights, scaled, of_gammas = formulas.point_gradients(
+            self.weights.numpy(), self.products.numpy(), self.mean, self.state, outer, sums, self.count
+        )
+        of_x = None
+        if needs_x:
+            quadratic = self.weights.flatten(0, 1).t() @ torch.from_numpy(scaled).flatten(0, 1)
+            mean_gradient = torch.from_numpy(sums / self.count).to(x.dtype)
+            shift = -(self.kernel.t() @ mean_gradient) - quadratic @ torch.from_numpy(self.mean).to(x.dtype)
+            of_x = products.pointwise(masked, self.kernel.t(), shift)
+            products.rows(of_x).addmm_(products.rows(x), quadratic)
+        beta = torch.from_numpy(sums).to(x.dtype)
+        return of_x, torch.from_numpy(of_weights), torch.from_numpy(of_gammas), beta
+
+
+class _PointStep(torch.autograd.Function):
+    @staticmethod
+    @_remember_autocast
+    def forward(ctx: Any, x: Tensor, eps: Any, observe: Any, groups: int, number: int, *parameters: Tensor):
+        weights, affine = parameters[:number], parameters[number:]
+        matrices = [weight.detach().flatten(1) for weight in weights]
+        branches = len(affine) // 2
+        if branches > number:
+            matrices.append(torch.eye(x.shape[1], dtype=x.dtype))
+        stacked = _unshuffled(torch.stack(matrices), groups)
+        state = _PointState(x, stacked, affine[:branches], affine[branches:], eps)
+        out = products.pointwise(x, state.kernel, state.bias).relu_()
+        ctx.save_for_backward(x, out, *parameters)
+        ctx.state, ctx.arguments = state, (eps, groups, number)
+        observe(torch.from_numpy(state.statistics), state.count)
+        return out
+
+    @staticmethod
+    @_as_forward
+    def backward(ctx: Any, gradient: Tensor):
+        x, out, *parameters = ctx.saved_tensors
+        eps, groups, number = ctx.arguments
+        if torch.is_grad_enabled():
+            found = reference.gradients(reference.point, (x, *parameters), (eps, groups, number), gradient)
+            return (found[0], *(None,) * 4, *found[1:])
+        of_x, of_weights, of_gammas, beta = ctx.state.gradients(gradient, out, x, ctx.needs_input_grad[0])
+        of_weights = _shuffled(of_weights[:number], groups)
+        return (
+            of_x,
+            *(None,) * 4,
+            *(matrix.contiguous()[:, :, None, None] for matrix in of_weights),
+            *of_gammas,
+            *(beta.clone() for _ in of_gammas),
+        )
+
+
+def _unshuffled(weights: Tensor, groups: int) -> Tensor:
+    """Weights ``(branches, out, C)`` for the channels as they come, where the branches read them shuffled.
+
+    The shuffle brings channel i C/g + j to place j g + i, so that column j g + i is this channel's.
+    """
+    return _transposed_columns(weights, weights.shape[2] // groups, groups) if groups > 1 else weights
+
+
+def _shuffled(weights: Tensor, groups: int) -> Tensor:
+    """The way back from :func:`_unshuffled`."""
+    return _transposed_columns(weights, groups, weights.shape[2] // groups) if groups > 1 else weights
+
+
+def _transposed_columns(weights: Tensor, first: int, second: int) -> Tensor:
+    return weights.unflatten(2, (first, second)).transpose(2, 3).flatten(2)
+
+
+class _StemStep(torch.autograd.Function):
+    @staticmethod
+    @_remember_autocast
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, weight_1x1: Tensor, eps: Any, observe: Any, stride: int, *affine: Tensor
+    ):
+        patches = _patches(x, stride)
+        stacked = weight.new_zeros(2, weight.shape[0], 9, x.shape[1])
+        stacked[0] = weight.detach().flatten(2).transpose(1, 2)
+        stacked[1, :, 4] = weight_1x1.detach().flatten(1)
+        state = _PointState(patches, stacked.flatten(2), affine[:2], affine[2:], eps)
+        out = products.pointwise(patches, state.kernel, state.bias).relu_()
+        ctx.save_for_backward(x, out, weight, weight_1x1, *affine)
+        ctx.state, ctx.arguments = state, (eps, stride)
+        observe(torch.from_numpy(state.statistics), state.count)
+        return out
+
+    @staticmethod
+    @_as_forward
+    def backward(ctx: Any, gradient: Tensor):
+        x, out, weight, weight_1x1, *affine = ctx.saved_tensors
+        eps, stride = ctx.arguments
+        if torch.is_grad_enabled():
+            inputs = (x, weight, weight_1x1, *affine)
+            found = reference.gradients(reference.stem, inputs, (eps, stride), gradient)
+            return (None, *found[1:3], *(None,) * 3, *found[3:])
+        _, of_weights, of_gammas, beta = ctx.state.gradients(gradient, out, _patches(x, stride), False)
+        taps = of_weights.unflatten(2, (9, x.shape[1])).transpose(2, 3)  # (2, C_out, C, 9)
+        return (
+            None,
+            taps[0].reshape(weight.shape),
+            taps[1, :, :, 4].reshape(weight_1x1.shape),
+            *(None,) * 3,
+            *of_gammas,
+            *(beta, beta.clone()),
+        )
+
+
+def _patches(x: Tensor, stride: int) -> Tensor:
+    """The 3x3 patches of ``x`` as a map of 9 C channels, on which the stem is a Point-Block."""
+    n, channels, height, width = x.shape
+    out = _empty_map(x, n, 9 * channels, (height - 1) // stride + 1, (width - 1) // stride + 1)
+    over_parts(loops.patches, n, _array(x), stride, _array(out))
+    return out

@@ -1,0 +1,332 @@
+"""Blocks take the fused step by themselves where it is exact and known, and compute their branches elsewhere."""
+
+import copy
+import logging
+import pickle
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+from fused_steps import Steps, branch_by_branch, differences, excited, train_step
+from torch import nn
+
+import rdpnet_timm
+from rdpnet_timm.blocks import DepthBlock, RDPModule, RepVGGBlock
+from rdpnet_timm.fused import conditions
+
+pytest.importorskip("numba")
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    return Steps(monkeypatch)
+
+
+def module():
+    return excited(RDPModule(16, 8))
+
+
+def images():
+    return torch.randn(4, 16, 8, 8)
+
+
+# where it is taken
+
+
+def test_a_network_in_training_takes_the_fused_step_in_every_block(steps):
+    assert steps.count(timm.create_model("rdpnet_025_cifar").train(), torch.randn(16, 3, 32, 32)) == 41
+
+
+def test_in_evaluation_and_in_the_deploy_form_no_step_is_taken(steps):
+    model = module()
+    assert steps.count(model, images()) == 2
+    assert steps.count(model.eval(), images()) == 0
+    model.reparameterize()
+    assert steps.count(model.train(), images()) == 0
+
+
+def test_an_argument_and_a_function_switch_it(steps):
+    model, x = timm.create_model("rdpnet_025_cifar", fused=False).train(), torch.randn(16, 3, 32, 32)
+    assert steps.count(model, x) == 0
+    assert rdpnet_timm.set_fused(model) is model and steps.count(model, x) == 41
+    assert steps.count(rdpnet_timm.set_fused(model, False), x) == 0
+
+
+def test_a_printed_model_says_which_way_is_taken(monkeypatch):
+    block = DepthBlock(8)
+    assert "fused=True" in str(block) and "fused=False" in str(rdpnet_timm.set_fused(block, False))
+    rdpnet_timm.set_fused(block)
+    monkeypatch.setattr(conditions, "is_installed", lambda: False)
+    assert "fused=True (but Numba is not installed)" in str(block)
+    block.reparameterize()
+    assert "fused" not in str(block)
+
+
+def test_a_tiny_batch_is_computed_branch_by_branch(steps):
+    assert steps.count(module(), torch.randn(1, 16, 4, 4)) == 0
+
+
+def test_a_single_position_is_an_error_in_batch_norms_words():
+    with pytest.raises(ValueError, match="Expected more than 1 value per channel when training"):
+        module()(torch.randn(1, 16, 1, 1))
+
+
+# where it is not
+
+
+class OtherNorm(nn.BatchNorm2d):
+    pass
+
+
+@pytest.mark.parametrize(
+    "norm_layer",
+    [
+        OtherNorm,
+        nn.SyncBatchNorm,
+        lambda channels, **dd: nn.GroupNorm(1, channels, **dd),
+        lambda channels, **dd: nn.BatchNorm2d(channels, affine=False, **dd),
+        lambda channels, **dd: nn.BatchNorm2d(channels, track_running_stats=False, **dd),
+    ],
+)
+def test_another_norm_is_computed_branch_by_branch(steps, norm_layer):
+    model = RDPModule(16, 8, norm_layer=norm_layer).train()
+    if norm_layer is nn.SyncBatchNorm:  # refuses a CPU, and so does not get a map
+        assert not model.may_fuse(images())
+    else:
+        assert steps.count(model, images()) == 0
+
+
+@pytest.mark.parametrize(
+    "name", ["depth", "shuffle", "point", "depth.branches.identity", "point.branches.conv1x1_b.conv"]
+)
+@pytest.mark.parametrize("kind", ["forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"])
+def test_a_hook_is_called(name, kind):
+    model, called = module(), []
+    getattr(model.get_submodule(name), f"register_{kind}")(lambda *arguments: called.append(name))
+    model(images().requires_grad_()).sum().backward()
+    assert called == [name]
+
+
+def test_a_global_hook_is_called():
+    called = []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: called.append(type(module)))
+    try:
+        module()(images())
+    finally:
+        handle.remove()
+    assert called.count(nn.BatchNorm2d) == 5
+
+
+def test_norms_frozen_in_evaluation_use_their_running_statistics(steps):
+    model = module()
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.eval()
+    assert steps.count(model, images()) == 0
+    x = images()
+    torch.testing.assert_close(model(x), model.eval()(x))
+
+
+def test_another_convolution_is_called(steps):
+    class Doubled(nn.Conv2d):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    model = module()
+    model.point.branches["conv1x1_a"].conv = Doubled(16, 8, 1, bias=False)
+    assert steps.count(model, images()) == 1  # the Depth-Block's
+
+
+def test_half_precision_weights_are_computed_branch_by_branch(steps):
+    assert steps.count(module().bfloat16(), images().bfloat16()) == 0
+
+
+def test_images_that_require_a_gradient_get_it(steps):
+    stem, x = excited(RepVGGBlock(3, 8)), torch.randn(4, 3, 32, 32, requires_grad=True)
+    stem(x).sum().backward()
+    assert not steps.taken and x.grad.abs().sum() > 0
+
+
+def test_script_trace_fx_and_export_of_a_module_in_training_see_its_branches(steps):
+    model, x = module(), images()
+    expected = branch_by_branch(model)(x)
+    for transform in (
+        torch.jit.script,
+        lambda m: torch.jit.trace(m, x, check_trace=False),
+        torch.fx.symbolic_trace,
+        lambda m: torch.export.export(m, (x,)).module(),
+    ):
+        torch.testing.assert_close(transform(copy.deepcopy(model))(x), expected)
+    assert not steps.taken
+
+
+def test_functional_transforms_and_forward_derivatives_see_the_branches(steps):
+    model, x = module(), images()
+
+    def loss(images):  # the transform refuses a change of buffers that it does not know
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        return torch.func.functional_call(model, buffers, (images,)).sum()
+
+    torch.func.grad(loss)(x)
+    with torch.autograd.forward_ad.dual_level():
+        model(torch.autograd.forward_ad.make_dual(x, torch.ones_like(x)))
+    assert not steps.taken
+
+
+def test_operations_are_counted_branch_by_branch(steps):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        module()(images())
+    assert not steps.taken and counter.get_total_flops() == 2 * 256 * (16 * 10 + 2 * 16 * 8)
+
+
+@pytest.mark.parametrize("arguments", [(8, 4, 2, 1, 4), (8, 8, 1, 2, 2, True)])
+def test_gradients_of_gradients_are_the_branches_own(steps, arguments):
+    model, x = excited(RDPModule(*arguments)).double(), torch.randn(4, 8, 9, 9, dtype=torch.float64)
+    found = []
+    for block in (model, branch_by_branch(model)):
+        images = x.clone().requires_grad_()
+        inputs = [images, *block.parameters()]
+        gradients = torch.autograd.grad((block(images) ** 2).sum(), inputs, create_graph=True)
+        found.append(torch.autograd.grad(sum(gradient.square().sum() for gradient in gradients), inputs))
+    assert len(steps.taken) == 2
+    for a, b in zip(*found):
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-7 * b.abs().max().item())
+
+
+def test_gradients_of_gradients_of_the_stem_are_the_branches_own():
+    stem, x = excited(RepVGGBlock(3, 8)).double(), torch.randn(4, 3, 20, 20, dtype=torch.float64)
+    found = []
+    for block in (stem, branch_by_branch(stem)):
+        out = block(x)
+        gradients = torch.autograd.grad((out * out).sum(), block.parameters(), create_graph=True)
+        found.append(torch.autograd.grad(sum(g.square().sum() for g in gradients), block.parameters()))
+    for a, b in zip(*found):
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-7 * b.abs().max().item())
+
+
+# how a run uses it
+
+
+def test_a_run_can_go_from_one_way_to_the_other_at_any_step():
+    one, other = module().double(), None
+    other = branch_by_branch(one)
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9) for model in (one, other)]
+    for turn in range(4):
+        x = torch.randn(4, 16, 8, 8, dtype=torch.float64)
+        rdpnet_timm.set_fused(one, turn % 2 == 0)
+        for model, optimizer in zip((one, other), optimizers):
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+    assert one.state_dict().keys() == other.state_dict().keys()
+    for name, value in one.state_dict().items():
+        torch.testing.assert_close(value, other.state_dict()[name], rtol=1e-8, atol=1e-8)
+
+
+def test_copies_and_pickles_of_a_module_take_the_same_step(steps):
+    model = module()
+    model(images()).sum().backward()
+    x, gradient = images(), torch.randn(4, 8, 8, 8)
+    expected = train_step(copy.deepcopy(model), x, gradient)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert max(differences(train_step(twin, x, gradient), expected).values()) == 0
+    old = pickle.loads(pickle.dumps(model))
+    assert steps.count(old, x) == 2
+
+
+def test_parameters_without_gradients_get_none():
+    model = module().double()
+    frozen = [model.depth.branches["conv3x3"].conv.weight, model.point.branches["conv1x1_b"].norm.bias]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    x, gradient = images().double(), torch.randn(4, 8, 8, 8, dtype=torch.float64)
+    other = branch_by_branch(model)
+    found = differences(train_step(model, x, gradient), train_step(other, x, gradient))
+    assert max(found.values()) < 1e-9 and all(parameter.grad is None for parameter in frozen)
+    model.requires_grad_(False)
+    assert not model(images().double()).requires_grad
+
+
+def test_gradients_accumulate():
+    model, x, gradient = module().double(), images().double(), torch.randn(4, 8, 8, 8, dtype=torch.float64)
+    model(x).backward(gradient)
+    once = [parameter.grad.clone() for parameter in model.parameters()]
+    model(x).backward(gradient)
+    for parameter, grad in zip(model.parameters(), once):
+        torch.testing.assert_close(parameter.grad, 2 * grad)
+
+
+def test_gradient_checkpointing_changes_nothing(steps):
+    model = excited(timm.create_model("rdpnet_025_cifar")).double()
+    other = branch_by_branch(model)
+    model.set_grad_checkpointing()
+    other.set_grad_checkpointing()
+    x, gradient = torch.randn(4, 3, 16, 16, dtype=torch.float64), torch.randn(4, 10, dtype=torch.float64)
+    found = differences(train_step(model, x, gradient), train_step(other, x, gradient))
+    assert max(found.values()) < 1e-8 and steps.taken
+
+
+def test_maps_that_others_read_have_their_gradients():
+    model = excited(timm.create_model("rdpnet_025", features_only=True)).double()
+    x, results = torch.randn(4, 3, 64, 64, dtype=torch.float64), []
+    for network in (model, branch_by_branch(model)):
+        maps = network(x)
+        # every map is read twice, once in place of nothing and once by another function, beside the next stage
+        sum((each.sigmoid() * each).mean() + each.square().mean() for each in maps).backward()
+        results.append({name: p.grad for name, p in network.named_parameters()})
+    assert max(differences(*results).values()) < 1e-8
+
+
+def test_the_threads_do_not_change_the_step():
+    model, x, gradient = module().double(), images().double(), torch.randn(4, 8, 8, 8, dtype=torch.float64)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(train_step(copy.deepcopy(model), x, gradient))
+    finally:
+        torch.set_num_threads(before)
+    assert all(max(differences(result, results[0]).values()) < 1e-12 for result in results[1:])
+
+
+def test_an_error_in_a_part_is_raised_and_a_pool_stands_in_for_openmp(monkeypatch):
+    from rdpnet_timm.fused import threads
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    for openmp in (threads._openmp(), None):
+        monkeypatch.setattr(threads, "_openmp", lambda openmp=openmp: openmp)
+        calls = set()
+        threads.over_parts(lambda *arguments, calls=calls: calls.add(arguments), 5)
+        assert calls - {(0, 0, 0)} == {(0, 2, 0), (2, 5, 1)}
+
+        def fail(start, stop, part):
+            if stop > 2:
+                raise RuntimeError("in a part")
+
+        with pytest.raises(RuntimeError, match="in a part"):
+            threads.over_parts(fail, 5)
+
+
+# without Numba
+
+
+def test_without_numba_training_says_once_what_installing_it_would_bring(monkeypatch, caplog, steps):
+    conditions.load_step.cache_clear()
+    monkeypatch.setitem(sys.modules, "rdpnet_timm.fused.step", None)
+    monkeypatch.delattr("rdpnet_timm.fused.step", raising=False)
+    model = module()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert steps.count(model, images()) == 0
+    conditions.load_step.cache_clear()
+    assert [record.getMessage().count('pip install "rdpnet-timm[fused]"') for record in caplog.records] == [1]
+
+
+def test_importing_the_package_does_not_import_numba():
+    code = "import sys, rdpnet_timm, timm; timm.create_model('rdpnet_025_cifar'); print('numba' in sys.modules)"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == "False"
