@@ -327,7 +327,7 @@ class RepVGGBlock(_MultiBranchBlock):
     @torch.jit.unused
     def may_fuse(self, x: Tensor) -> bool:
         """As the other blocks, but for images that require a gradient, which the fused step has not."""
-        return not x.requires_grad and super().may_fuse(x)
+        return super().may_fuse(x) and not x.requires_grad
 
     @torch.jit.unused
     def fused_forward(self, x: Tensor) -> Tensor:
