@@ -297,6 +297,7 @@ def _cfg(**kwargs: Any) -> Dict[str, Any]:
         "classifier": "head",
         "paper_name": "RDPNet: a single-path lightweight CNN with re-parameterization for CPU-type edge devices",
         "origin_url": "https://doi.org/10.1186/s13677-022-00330-5",
+        "license": "apache-2.0",
         **kwargs,
     }
 
@@ -308,7 +309,15 @@ def _cifar_cfg(**kwargs: Any) -> Dict[str, Any]:
 
 def _weights_cfgs() -> Dict[str, Dict[str, Any]]:
     """Weights that come with the package; CIFAR-10's stand for a bare name too, others for their tag alone."""
-    cfgs = {name: _cifar_cfg(file=str(weights.FOLDER / f"{name}.safetensors")) for name in weights.names()}
+    cfgs = {}
+    for name in weights.names():
+        card = weights.card(name)
+        cfgs[name] = _cifar_cfg(
+            file=str(weights.FOLDER / f"{name}.safetensors"),
+            num_classes=len(card["classes"]),
+            label_names=tuple(card["classes"]),
+            description=weights.description(card),
+        )
     return {f"{name}*" if name.endswith(".c10_jpeg") else name: cfg for name, cfg in cfgs.items()}
 
 

@@ -1,6 +1,6 @@
 # The drawn data set of `rdpnet sample-voc data`, in a few minutes on two CPU cores.
 _base_ = "../small/faster_rcnn_rdpnet075_small.py"
-max_epochs = 6
+max_epochs = 9
 train_pipeline = [
     dict(type="LoadImageFromFile"),
     dict(type="LoadAnnotations", with_bbox=True),

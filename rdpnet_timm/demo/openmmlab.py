@@ -23,6 +23,7 @@ __all__ = ["run"]
 DETECTOR, SEGMENTOR = "faster_rcnn_rdpnet075_sample.py", "deeplabv3plus_rdpnet075_sample.py"
 LARGER = 1.25  # pictures are drawn so much larger, for the labels
 SHOWN = 4
+LEAST = 0.4  # score of a detection that is drawn
 
 
 def run(output: Path, narrator: Optional[Narrator] = None) -> None:
@@ -111,7 +112,7 @@ def _scaled(box: Sequence[float]) -> List[float]:
 
 
 def draw_detections(config: Path, checkpoint: str, year: Path, file: Path, count: int = SHOWN) -> None:
-    """Draw ``count`` test pictures with the true boxes above those found (score at least 0.5)."""
+    """Draw ``count`` test pictures with the true boxes above those found (score at least ``LEAST``)."""
     from xml.etree import ElementTree
 
     from mmdet.apis import inference_detector, init_detector
@@ -125,7 +126,7 @@ def draw_detections(config: Path, checkpoint: str, year: Path, file: Path, count
             box = [float(node.findtext(f"bndbox/{corner}", "0")) - 1 for corner in ("xmin", "ymin", "xmax", "ymax")]
             true.append((str(node.findtext("name")), box))
         found = inference_detector(model, str(path)).pred_instances
-        kept = found[found.scores >= 0.5]
+        kept = found[found.scores >= LEAST]
         detections = [
             (VOC_CLASSES[label], score, box)
             for label, score, box in zip(kept.labels.tolist(), kept.scores.tolist(), kept.bboxes.tolist())
@@ -135,7 +136,7 @@ def draw_detections(config: Path, checkpoint: str, year: Path, file: Path, count
         below.append(with_boxes(picture, judged(true, detections)))
     rows = [
         ("Drawn shapes, which stand for VOC's classes: what is there", above),
-        ("What the detector finds, with its score; in red what is wrong or was missed", below),
+        (f"What the detector finds with a score of {LEAST} or more; in red what is wrong or was missed", below),
     ]
     save_rows(rows, file)
 
@@ -149,7 +150,7 @@ def judged(true: Sequence[Tuple[str, Any]], found: Sequence[Tuple[str, float, An
         if hits:
             left.remove(hits[0])
         boxes.append((f"{LOOKS[label]} {score:.2f}", _scaled(box), BLACK if hits else RED))
-    boxes += [(f"missed: {LOOKS[label]}", _scaled(box), RED) for label, box in left if not _is_hit(box, found)]
+    boxes += [("missed", _scaled(box), RED) for _, box in left if not _is_hit(box, found)]
     return boxes
 
 

@@ -9,7 +9,7 @@ from typing import Any, Dict, List, Optional, Union
 
 from ..files import sha256
 
-__all__ = ["FOLDER", "card", "check", "names"]
+__all__ = ["FOLDER", "card", "check", "description", "names"]
 
 FOLDER = Path(__file__).parent
 
@@ -31,6 +31,15 @@ def class_names(path: Union[str, Path]) -> Optional[List[str]]:
         return card(path)["classes"]
     except (OSError, KeyError, TypeError, ValueError):
         return None
+
+
+def description(card: Dict[str, Any]) -> str:
+    """What weights are, in a sentence, from their card."""
+    return (
+        f"{card['model']} trained on {card['data']} for {card['epochs']:g} epochs; of {card['test_images']} test "
+        f"images it classifies {card['accuracy_train_form']:.2f} % correctly in the train form, "
+        f"{card['accuracy_deploy_form']:.2f} % in the deploy form."
+    )
 
 
 def check(path: Union[str, Path]) -> None:

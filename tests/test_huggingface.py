@@ -1,0 +1,62 @@
+"""Models go to the Hugging Face Hub and come back by timm's own functions."""
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from timm.models import save_for_hf
+
+from rdpnet_timm import reparameterize, weights
+from rdpnet_timm.weights import cards
+
+
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        return model.eval()(x)
+
+
+@pytest.mark.parametrize("form", ["train form", "born in the deploy form", "reparameterised"])
+def test_a_saved_model_comes_back_with_its_form_and_its_classes(form: str, tmp_path: Path) -> None:
+    model = timm.create_model("rdpnet_025_cifar", pretrained=True, inference_mode=form == "born in the deploy form")
+    args = {"inference_mode": True} if form != "train form" else {}
+    model = reparameterize(model) if form == "reparameterised" else model
+    save_for_hf(model, str(tmp_path), model_args=args, safe_serialization=True)
+    assert not list(tmp_path.glob("*.bin")), "safetensors alone"
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    assert torch.equal(logits(again), logits(model))
+    assert tuple(again.pretrained_cfg["label_names"]) == tuple(weights.card("rdpnet_025_cifar.c10_jpeg")["classes"])
+    assert again.pretrained_cfg["license"] == "apache-2.0"
+
+
+def test_another_width_with_other_arguments_comes_back(tmp_path: Path) -> None:
+    args = dict(shuffle_groups=0, pointwise_identity=True)
+    model = timm.create_model("rdpnet_050", num_classes=5, in_chans=1, **args)
+    save_for_hf(model, str(tmp_path), model_args=args, safe_serialization=True)
+    again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    x = torch.randn(1, 1, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(again.eval()(x), model.eval()(x))
+
+
+def test_weights_say_licence_classes_and_what_they_are() -> None:
+    for name in weights.names():
+        cfg, card = timm.models.get_pretrained_cfg(name), weights.card(name)
+        assert cfg.license == "apache-2.0" and list(cfg.label_names) == card["classes"]
+        assert card["data"] in cfg.description and f"{card['accuracy_deploy_form']:.2f} %" in cfg.description
+        assert cfg.num_classes == len(card["classes"])
+    assert timm.models.get_pretrained_cfg("rdpnet_100").license == "apache-2.0"
+
+
+def test_every_shipped_weight_has_the_model_card_of_its_json(tmp_path: Path) -> None:
+    cards.write(tmp_path)
+    for name in weights.names():
+        shipped = (weights.FOLDER / f"{name}.md").read_text()
+        assert shipped == (tmp_path / f"{name}.md").read_text(), (
+            "python -c 'from rdpnet_timm.weights.cards import write; write()'"
+        )
+        facts = json.loads((weights.FOLDER / f"{name}.json").read_text())
+        assert facts["sha256"] in shipped and f"{facts['accuracy_deploy_form']:.2f} %" in shipped
+        assert shipped.startswith("---\n") and "license: apache-2.0" in shipped
