@@ -2,8 +2,9 @@
 
 timm has no plugin entry points. So the wheel ships ``rdpnet_timm_autoload.pth``, a line that Python runs when it
 starts, and this file once more as the top-level module ``rdpnet_timm_autoload``, which that line imports: importing
-``rdpnet_timm.autoload`` would import the package, and so torch. Nothing is imported here before somebody asks for timm,
-mmcv or mmengine's configs. ``RDPNET_AUTOLOAD=0`` switches the hook off.
+``rdpnet_timm.autoload`` would import the package at every start of Python. Nothing is imported here before somebody
+asks for timm, mmcv or mmengine's configs. ``RDPNET_AUTOLOAD=0`` switches that off; importing ``rdpnet_timm`` installs
+the hook as well.
 """
 
 import sys
@@ -22,11 +23,15 @@ class _Finder:
 
     Behind ``timm`` the models are registered, and behind ``mmengine.config.config`` the configs of this package are
     made known. ``mmcv._ext`` are mmcv's compiled operators. Where they are not compiled, as in mmcv-lite, the finder
-    answers with ``rdpnet_timm/openmmlab/mmcv_ext.py``, unless ``RDPNET_MMCV_EXT=0``.
+    answers with ``rdpnet_timm/openmmlab/mmcv_ext.py``, unless ``RDPNET_MMCV_EXT=0``, or
+    ``mmcv`` is False.
     """
 
+    def __init__(self, mmcv: bool = True) -> None:
+        self.names = ("timm", "mmengine.config.config", *(("mmcv._ext",) if mmcv else ()))
+
     def find_spec(self, name: str, path: "Any" = None, target: "Optional[ModuleType]" = None) -> "Optional[ModuleSpec]":
-        if name != "timm" and name != "mmcv._ext" and name != "mmengine.config.config":
+        if name not in self.names:
             return None
         spec = self._find_behind(name, path, target)
         if name == "mmcv._ext":
@@ -126,11 +131,17 @@ def _find_configs(config: "ModuleType") -> None:
     config.Config._get_cfg_path = staticmethod(_get_cfg_path)
 
 
-def install() -> None:
-    """Install the hook, once; register at once where timm is imported already."""
-    if any(isinstance(finder, _Finder) for finder in sys.meta_path):
+def install(mmcv: bool = True) -> None:
+    """Install the hook, once; register at once where timm is imported already.
+
+    Args:
+        mmcv: answer for ``mmcv._ext`` as well.
+    """
+    modules = ("rdpnet_timm_autoload", "rdpnet_timm.autoload")  # this file goes by two names
+    if any(type(finder).__module__ in modules for finder in sys.meta_path):
         return
-    sys.meta_path.insert(0, _Finder())
-    timm = sys.modules.get("timm")
-    if timm is not None:
+    sys.meta_path.insert(0, _Finder(mmcv))
+    if "timm" in sys.modules:
+        import timm  # waits where another thread is importing it
+
         _register(timm)

@@ -8,6 +8,8 @@ import traceback
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Iterator, List, Optional, TypeAlias
 
+from . import __version__
+
 if TYPE_CHECKING:
     from .train.trainer import Run
 
@@ -646,6 +648,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     )
     subcommands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_subcommands(subcommands)
+    parser.add_argument("--version", action="version", version=f"rdpnet-timm {__version__}")
     parser.add_argument("--debug", action="store_true", help="show where an error comes from; for any command")
     words = sys.argv[1:] if argv is None else list(argv)
     debug = "--debug" in words  # in front of the command or behind it

@@ -216,6 +216,62 @@ def test_timm_has_the_models_when_two_threads_import_in_the_order_of_a_deadlock(
     assert process.stderr == ""
 
 
+LIGHT = "import sys, rdpnet_timm; assert not {'torch', 'timm', 'numpy'} & set(sys.modules), 'imported'; "
+COUNT = "import timm; print(len(timm.list_models('rdpnet_*')))"
+
+
+@pytest.mark.parametrize(
+    ("switch", "code"),
+    [
+        ("0", LIGHT),
+        ("1", LIGHT + "rdpnet_timm.reparameterize; rdpnet_timm.blocks.DepthBlock; "),
+        ("0", "from rdpnet_timm import *; RDPNet, verify; from rdpnet_timm import blocks; "),
+        ("1", "from rdpnet_timm.rdpnet import RDPNet; "),
+        ("0", "import timm, rdpnet_timm; "),
+    ],
+)
+def test_importing_the_package_is_light_and_registers_all_the_same(wheel, switch, code):
+    process = wheel.run(code + COUNT, RDPNET_AUTOLOAD=switch)
+    assert (process.stdout, process.stderr) == ("12\n", "")
+
+
+def test_the_package_imported_while_another_thread_is_in_timm_waits_for_it_where_the_hook_is_off(wheel):
+    code = """
+        import sys, threading
+        inside_timm, imported = threading.Event(), threading.Event()
+
+        class Gate:
+            def find_spec(self, name, path=None, target=None):
+                if name == "timm.version":
+                    inside_timm.set()
+                    imported.wait(5)  # the other thread stands in the import of the package by now
+                return None
+
+        def import_timm():
+            import timm
+
+        sys.meta_path.insert(0, Gate())
+        thread = threading.Thread(target=import_timm)
+        thread.start()
+        assert inside_timm.wait(200)
+        import rdpnet_timm
+        imported.set()
+        thread.join()
+        import timm
+        print(len(timm.list_models("rdpnet_*")))
+        """
+    process = wheel.run(code, RDPNET_AUTOLOAD="0")
+    assert (process.stdout, process.stderr) == ("12\n", "")
+
+
+def test_the_package_imported_by_hand_leaves_mmcv_alone_where_the_hook_is_off(wheel, tmp_path):
+    (tmp_path / "mmcv").mkdir()
+    (tmp_path / "mmcv" / "__init__.py").touch()
+    code = "import rdpnet_timm, importlib.util; print(importlib.util.find_spec('mmcv._ext'))"
+    found = [wheel.run(code, RDPNET_AUTOLOAD=value, PYTHONPATH=str(tmp_path)).stdout for value in ("0", "1")]
+    assert found[0] == "None\n" and "mmcv_ext.py" in found[1]
+
+
 # The hook alone
 
 

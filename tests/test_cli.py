@@ -121,6 +121,22 @@ def test_an_unforeseen_error_is_one_line_and_debug_shows_where_it_is(monkeypatch
         assert "Traceback" in error and "in broken" in error
 
 
+@pytest.mark.parametrize("words", [["--help"], ["export", "--help"], ["--version"], ["nonsense"]], ids=" ".join)
+def test_parsing_imports_neither_torch_nor_timm(words: Any) -> None:
+    code = f"""if True:
+        import sys
+        from rdpnet_timm.cli import main
+        try:
+            main({words})
+        except SystemExit as stopped:
+            assert not {{"torch", "timm", "numpy", "rich"}} & set(sys.modules), sorted(sys.modules)
+            raise
+        """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == (2 if "nonsense" in words else 0), done.stderr
+    assert ("rdpnet-timm 0" in done.stdout) == (words == ["--version"])
+
+
 def test_a_wrong_command_prints_the_usage_with_status_2() -> None:
     result = subprocess.run([sys.executable, "-m", "rdpnet_timm.cli", "nonsense"], capture_output=True, text=True)
     assert result.returncode == 2 and "usage: rdpnet" in result.stderr and "reparam" in result.stderr

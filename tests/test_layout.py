@@ -33,7 +33,7 @@ def imports() -> Iterator[Tuple[Path, str, str]]:
             if isinstance(node, ast.ImportFrom) and node.level:
                 base = list(parts[: len(parts) - node.level])
                 module = base + (node.module.split(".") if node.module else [])
-                targets = [module] if module else [[alias.name] for alias in node.names]
+                targets = [module] if module else [[alias.name] for alias in node.names if alias.name in FLOOR]
             elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rdpnet_timm."):
                 targets = [node.module.split(".")[1:]]
             elif isinstance(node, ast.Import):
