@@ -23,8 +23,8 @@ class _Finder:
 
     Behind ``timm`` the models are registered, and behind ``mmengine.config.config`` the configs of this package are
     made known. ``mmcv._ext`` are mmcv's compiled operators. Where they are not compiled, as in mmcv-lite, the finder
-    answers with ``rdpnet_timm/openmmlab/mmcv_ext.py``, unless ``RDPNET_MMCV_EXT=0``, or
-    ``mmcv`` is False.
+    answers with ``rdpnet_timm/openmmlab/mmcv_ext.py``, unless ``RDPNET_MMCV_EXT=0``, or ``mmcv`` is
+    False.
     """
 
     def __init__(self, mmcv: bool = True) -> None:
