@@ -130,3 +130,18 @@ def test_a_config_of_ones_own_starts_from_one_of_the_package(tmp_path: Path) -> 
         command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
     )
     assert result.stdout.strip() == "0.75", result.stderr
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_training_on_a_cpu_keeps_freed_memory(device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rdpnet_timm.openmmlab import runner as module
+
+    calls = []
+    monkeypatch.setenv("VOCDEVKIT", str(make_sample_voc(tmp_path, images=45)))
+    monkeypatch.setattr(module, "keep_freed_memory", lambda: calls.append("kept"))
+    monkeypatch.setattr(module, "get_device", lambda: device)
+    monkeypatch.setattr(Runner, "train", lambda runner: calls.append("trained"))
+    runner = object.__new__(DataCheckingRunner)
+    runner.cfg = Config.fromfile(FOLDER / "demo/deeplabv3plus_rdpnet075_sample.py")
+    runner.train()
+    assert calls == (["kept", "trained"] if device == "cpu" else ["trained"])
