@@ -30,6 +30,8 @@ The layout that is expected in data_root:
     JPEGImages/NAME.jpg, SegmentationClass/NAME.png, ImageSets/Segmentation/{train,val}.txt   for masks
 docs/own_data.md has a config for either."""
 
+LAST = "This is the error. A CalledProcessError of mim's below only says that there was one."
+
 
 @RUNNERS.register_module()
 class DataCheckingRunner(Runner):
@@ -107,7 +109,9 @@ def _require_data(cfg: Any, *dataloaders: str) -> None:
         parts = list(leaf_datasets(dataset))
         missing = missing_data(dataset)
         if missing:
-            raise FileNotFoundError(f"no data for the {name}: there is no {', '.join(missing)}.\n{_advice(parts)}")
+            raise FileNotFoundError(
+                f"no data for the {name}: there is no {', '.join(missing)}.\n{_advice(parts)}\n{LAST}"
+            )
         ignored = {label for label in _values(cfg.get("model"), "ignore_index") if isinstance(label, int)}
         findings = check_data(dataset, ignored)
         _check_model(cfg, parts, findings)
@@ -115,7 +119,7 @@ def _require_data(cfg: Any, *dataloaders: str) -> None:
             print_log(f"{name}: {warning}", logger="current", level=logging.WARNING)
         if findings.errors:
             lines = "\n".join(f"- {error}" for error in findings.errors)
-            raise ValueError(f"the data for the {name} cannot be used:\n{lines}\n{_advice(parts)}")
+            raise ValueError(f"the data for the {name} cannot be used:\n{lines}\n{_advice(parts)}\n{LAST}")
 
 
 def _check_model(cfg: Any, parts: List[Dict[str, Any]], findings: Findings) -> None:
