@@ -63,7 +63,7 @@ def config_of_the_page(function: str, root: Path, **changes: Any) -> Config:
     (code,) = [block for block in re.findall(r"```python\n(.*?)```", PAGE, re.S) if f"import {function}" in block]
     assert len(code.splitlines()) <= 12
     file = root / f"{function}.py"
-    file.write_text(code.replace('"mm_configs/', f'"{ROOT}/mm_configs/').replace('"data/', f'"{root}/data/'))
+    file.write_text(code.replace('"rdpnet_timm::', f'"{ROOT}/mm_configs/').replace('"data/', f'"{root}/data/'))
     cfg = Config.fromfile(file)
     cfg.merge_from_dict(
         {"work_dir": str(root / f"work_{function}"), "experiment_name": root.name + function, **changes}
