@@ -5,7 +5,7 @@ import json
 import re
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, Dict, Optional, Union
+from typing import Any, Dict, Optional, Sequence, Union
 
 import safetensors.torch
 import timm
@@ -109,7 +109,15 @@ def load_model(
         )
     created = timm.create_model(name, pretrained=False, **{**_creation_args(checkpoint, name), **kwargs})
     _load_whole(created, checkpoint.state_dict, str(source))
+    _name_classes(created, checkpoint.classes)
     return created
+
+
+def _name_classes(model: nn.Module, names: Optional[Sequence[str]]) -> None:
+    """Put the names of the classes where timm has them; those of timm's own weights do not hold for others."""
+    config = dict(getattr(model, "pretrained_cfg", None) or {})
+    config["label_names"] = tuple(names) if names and len(names) == getattr(model, "num_classes", None) else None
+    model.pretrained_cfg = config
 
 
 def _base(name: str) -> str:
@@ -129,7 +137,10 @@ def _pretrained(name: str, random_weights: bool, kwargs: Dict[str, Any]) -> nn.M
                 f"there are no pretrained weights for '{name}': give a checkpoint in its place, or ask for random "
                 "weights, for timing or a trial (--random-weights; in Python random_weights=True)"
             )
-    return timm.create_model(name, pretrained=not random_weights, **kwargs)
+    model = timm.create_model(name, pretrained=not random_weights, **kwargs)
+    if random_weights:
+        _name_classes(model, None)
+    return model
 
 
 def _creation_args(checkpoint: Checkpoint, name: str) -> Dict[str, Any]:
@@ -169,7 +180,13 @@ def _candidates(state_dict: Dict[str, Tensor]) -> str:
     return ""
 
 
-def save_model(model: nn.Module, path: Union[str, Path], arch: str, model_args: Dict[str, Any]) -> None:
+def save_model(
+    model: nn.Module,
+    path: Union[str, Path],
+    arch: str,
+    model_args: Dict[str, Any],
+    classes: Optional[Sequence[str]] = None,
+) -> None:
     """Write a model's weights with its timm name and arguments, whole or not at all.
 
     Args:
@@ -177,6 +194,7 @@ def save_model(model: nn.Module, path: Union[str, Path], arch: str, model_args: 
         path: where to, ``.safetensors``, or ``.pth`` (``.pt``, ``.pth.tar``) for a file like those of timm's train.py.
         arch: the timm name of the model.
         model_args: what ``timm.create_model`` needs beside the name.
+        classes: the names of the classes, where known.
 
     Raises:
         ValueError: another suffix.
@@ -189,10 +207,13 @@ def save_model(model: nn.Module, path: Union[str, Path], arch: str, model_args: 
     with atomic_path(path) as temporary:
         if path.suffix == ".safetensors":
             metadata = {"format": "pt", "arch": arch, "model_args": json.dumps(model_args)}
+            if classes:
+                metadata["classes"] = json.dumps(list(classes))
             temporary.write_bytes(safetensors.torch.save(state_dict, metadata))
         else:
             buffer = io.BytesIO()  # torch's own writer does not say what was wrong with the disk
-            torch.save({"arch": arch, "model_args": model_args, "state_dict": state_dict}, buffer)
+            content = {"arch": arch, "model_args": model_args, "state_dict": state_dict}
+            torch.save({**content, "classes": list(classes)} if classes else content, buffer)
             temporary.write_bytes(buffer.getbuffer())
 
 
@@ -239,5 +260,7 @@ def convert_checkpoint(
     verification.require(tolerance)
     arch = model or str(checkpoint.arch)
     args = _creation_args(checkpoint, arch)
-    save_model(deployed, output, arch, {**args, "inference_mode": True} if _args_of(checkpoint.state_dict) else args)
+    if _args_of(checkpoint.state_dict):
+        args["inference_mode"] = True
+    save_model(deployed, output, arch, args, checkpoint.classes)
     return verification

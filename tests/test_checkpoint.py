@@ -167,6 +167,21 @@ def test_weights_for_small_images_do_not_go_into_a_network_for_large_ones(tmp_pa
     rdpnet_timm.load_checkpoint(dilated, tmp_path / "small.safetensors")
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_the_names_of_the_classes_stay_with_the_weights(suffix: str, tmp_path: Path) -> None:
+    names = ("cat", "dog", "owl")
+    source, output = tmp_path / f"trained{suffix}", tmp_path / f"deployed{suffix}"
+    save_model(trained(num_classes=3), source, NAME, {}, names)
+    convert_checkpoint(source, output)
+    for path in (source, output):
+        assert load_model(path).pretrained_cfg["label_names"] == names
+    assert load_model(NAME).pretrained_cfg["label_names"][:2] == ("airplane", "automobile")
+    unnamed = tmp_path / f"unnamed{suffix}"  # ten classes like CIFAR-10's, but who knows which
+    save_model(trained(), unnamed, NAME, {})
+    assert load_model(unnamed).pretrained_cfg["label_names"] is None
+    assert load_model(NAME, random_weights=True).pretrained_cfg["label_names"] is None
+
+
 @pytest.mark.parametrize("text", ["epoch,loss\n1,2.3\n", "e" * 300, "\x80\x02}q.", "(dp0\nS'x'\n"])
 def test_a_text_file_is_no_checkpoint_and_says_so_in_a_line(text: str, tmp_path: Path) -> None:
     (tmp_path / "summary.pth").write_text(text, encoding="latin-1")

@@ -14,6 +14,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from timm.data import create_transform, resolve_data_config
 
 from rdpnet_timm import RDPNet
 from rdpnet_timm.cli import main
@@ -294,6 +295,34 @@ def test_the_torch_free_example_of_the_docs_classifies_and_draws(exported, model
     logits = run_onnx(artifact, image.transpose(2, 0, 1)[None].astype(np.float32))[0]
     assert done.stdout.startswith("abcde"[int(logits.argmax())])
     assert Image.open(tmp_path / "out.png").size[0] >= 200
+
+
+@pytest.mark.parametrize(("size", "crop_pct"), [((53, 37), 0.875), ((20, 61), 0.9), ((40, 40), 1.0)])
+@pytest.mark.parametrize("white", [None, 255])
+def test_the_torch_free_example_prepares_a_picture_as_timm_does(white, size, crop_pct, tmp_path, monkeypatch):
+    text = (Path(__file__).parents[1] / "docs" / "deployment.md").read_text()
+    code = re.search(r"```python\n(import json.*?)```", text, re.DOTALL).group(1)
+    network = timm.create_model(
+        "rdpnet_025_cifar.digits", pretrained=True, pretrained_cfg_overlay=dict(crop_pct=crop_pct)
+    )
+    export(network, tmp_path, name="digits", pixel_range=white, rounds=1)
+    noise = np.random.default_rng(1).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "image.png")
+    monkeypatch.setattr(sys, "argv", ["x", *(str(tmp_path / name) for name in ("digits.onnx", "image.png", "out.png"))])
+    found = {}
+    exec(code, found)
+    transform = create_transform(**resolve_data_config(model=network), is_training=False)
+    expected = transform(Image.open(tmp_path / "image.png")).permute(1, 2, 0).numpy()
+    if white:
+        config = network.pretrained_cfg
+        expected = (expected * np.float32(config["std"]) + np.float32(config["mean"])) * white
+    assert found["pixels"].shape == expected.shape and found["pixels"].dtype == np.float32
+    np.testing.assert_allclose(found["pixels"], expected, atol=1e-5 * (white or 1))
+    with torch.no_grad():
+        logits = network.eval()(transform(Image.open(tmp_path / "image.png"))[None])[0]
+    assert found["answer"] == f"{logits.argmax()}: {logits.softmax(0).max():.0%}", (
+        "the digits are named after themselves"
+    )
 
 
 @pytest.mark.parametrize(("reduce_range", "limit"), [(True, 64), (False, 127)])

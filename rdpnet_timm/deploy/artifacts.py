@@ -342,7 +342,8 @@ def _spelled(options: Dict[str, Any]) -> str:
 
 
 def _known_class_names(model: nn.Module) -> Optional[Sequence[str]]:
-    return (getattr(model, "pretrained_cfg", None) or {}).get("label_names")
+    names = (getattr(model, "pretrained_cfg", None) or {}).get("label_names")
+    return names if names and len(names) == getattr(model, "num_classes", None) else None
 
 
 def _facts(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..extras import require
 
-__all__ = ["Calibration", "Preprocessing", "load_images", "random_images"]
+__all__ = ["Calibration", "Preprocessing", "decode", "load_images", "random_images"]
 
 _SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -63,6 +63,19 @@ class Preprocessing(NamedTuple):
             config["crop_pct"],
             config["crop_mode"],
         )
+
+    def pixels(self, picture: Any) -> Tensor:
+        """A picture of Pillow's, resized and cropped as timm does it: ``(C, H, W)``, 0 to 1, not normalised."""
+        channels = self.input_size[0]
+        transform = create_transform(
+            self.input_size,
+            interpolation=self.interpolation,
+            mean=(0.0,) * channels,
+            std=(1.0,) * channels,
+            crop_pct=self.crop_pct,
+            crop_mode=self.crop_mode,
+        )
+        return transform(picture)
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Pixels ``(N, C, H, W)`` of 0 to 1 as the network was trained on them."""
@@ -129,20 +142,18 @@ def load_images(source: Union[str, Path], preprocessing: Preprocessing, limit: O
         names, images, labels, class_names = _from_parquet(source, limit)
     else:
         raise FileNotFoundError(f"no calibration images at '{source}': expected a folder of images or a parquet file")
-    require("PIL", "reading images")
-    transform = create_transform(
-        preprocessing.input_size,
-        interpolation=preprocessing.interpolation,
-        mean=(0.0,) * channels,
-        std=(1.0,) * channels,
-        crop_pct=preprocessing.crop_pct,
-        crop_mode=preprocessing.crop_mode,
-    )
-    pixels = [transform(_decode(data, name, "L" if channels == 1 else "RGB")) for name, data in zip(names, images)]
+    mode = "L" if channels == 1 else "RGB"
+    pixels = [preprocessing.pixels(decode(data, name, mode)) for name, data in zip(names, images)]
     return Calibration(torch.stack(pixels), labels, str(source), class_names)
 
 
-def _decode(data: bytes, name: str, mode: str) -> Any:
+def decode(data: bytes, name: str, mode: str = "RGB") -> Any:
+    """A picture of Pillow's.
+
+    Raises:
+        ValueError: it cannot be decoded; the message says ``name``.
+    """
+    require("PIL", "reading images")
     from PIL import Image
 
     try:

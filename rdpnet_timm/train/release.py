@@ -41,7 +41,7 @@ def release(result: Result, run: Run, test: Images, path: Path, data: str) -> Di
         if all(half.correct >= full.correct for half, full in zip(rounded_found, found)):
             model, found, precision = rounded, rounded_found, "float16"
     arguments = dict(run.model_args, num_classes=len(test.classes))
-    save_model(deepcopy(model).to(getattr(torch, precision)), path, run.model, arguments)
+    save_model(deepcopy(model).to(getattr(torch, precision)), path, run.model, arguments, test.classes)
     about = describe()
     card: Dict[str, Any] = dict(
         model=run.model,

@@ -5,7 +5,7 @@ import json
 import pickle
 import re
 from pathlib import Path
-from typing import Any, Dict, NamedTuple, Optional, Tuple, Union
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
 
 import safetensors
 import timm
@@ -19,11 +19,19 @@ __all__ = ["Checkpoint", "read_checkpoint", "read_state_dict", "state_dict_of"]
 
 
 class Checkpoint(NamedTuple):
-    """A state dict, and what its file says of the model: its timm name and the arguments it was created with."""
+    """A state dict, and what its file, or the card beside it, says of the model.
+
+    Attributes:
+        state_dict: the weights.
+        arch: the model's timm name.
+        model_args: the arguments it was created with.
+        classes: the names of its classes.
+    """
 
     state_dict: Dict[str, Tensor]
     arch: Optional[str]
     model_args: Dict[str, Any]
+    classes: Optional[List[str]] = None
 
 
 def read_checkpoint(path: Union[str, Path], use_ema: bool = True) -> Checkpoint:
@@ -40,7 +48,9 @@ def read_checkpoint(path: Union[str, Path], use_ema: bool = True) -> Checkpoint:
     """
     state_dict, meta = read_state_dict(path, use_ema)
     backbone = {name.removeprefix("backbone."): v for name, v in state_dict.items() if name.startswith("backbone.")}
-    return Checkpoint(backbone or state_dict, _arch(meta) or _arch_on_card(Path(path)), _model_args(meta))
+    card = _card(Path(path))
+    arch = _arch(meta) or _arch({"arch": card.get("model")})
+    return Checkpoint(backbone or state_dict, arch, _model_args(meta), _classes(meta) or _classes(card))
 
 
 def read_state_dict(path: Union[str, Path], use_ema: bool = True) -> Tuple[Dict[str, Tensor], Dict[str, Any]]:
@@ -120,13 +130,24 @@ def _arch(meta: Dict[str, Any]) -> Optional[str]:
     return arch if isinstance(arch, str) and timm.is_model(arch) else None
 
 
-def _arch_on_card(path: Path) -> Optional[str]:
-    """The model on the card beside a weight file, if the card is this file's."""
+def _card(path: Path) -> Dict[str, Any]:
+    """The card beside a weight file, if it is this file's; else an empty one."""
     try:
         card = json.loads(path.with_suffix(".json").read_text())
-        return _arch({"arch": card["model"]}) if card["sha256"] == sha256(path) else None
+        return card if card["sha256"] == sha256(path) else {}
     except (OSError, ValueError, LookupError, TypeError):
+        return {}
+
+
+def _classes(meta: Dict[str, Any]) -> Optional[List[str]]:
+    names = meta.get("classes")
+    try:
+        names = json.loads(names) if isinstance(names, str) else names
+    except ValueError:
         return None
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        return None
+    return list(names) or None
 
 
 def _model_args(meta: Dict[str, Any]) -> Dict[str, Any]:
