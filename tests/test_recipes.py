@@ -55,11 +55,28 @@ def test_the_papers_cifar_recipe_is_200_epochs_of_128_at_a_rate_of_01_with_flips
     assert seen == expected
 
 
-@pytest.mark.parametrize("path", OWN, ids=lambda path: path.stem)
-def test_our_recipes_have_what_the_papers_lack(path):
-    recipe = yaml.safe_load(path.read_text())
+def test_our_recipe_for_imagenet_has_what_the_papers_lacks():
+    recipe = load("imagenet_ours")
     assert recipe["smoothing"] == 0.1 and recipe["warmup_epochs"] == 5 and recipe["model_ema"] and recipe["aa"]
+
+
+@pytest.mark.parametrize("path", OWN, ids=lambda path: path.stem)
+def test_our_recipes_say_how_to_distil(path):
     assert "--kd-model-name" in path.read_text()
+
+
+@pytest.mark.parametrize("name", ["paper", "ours"])
+def test_timms_script_and_the_trainer_have_the_same_recipe_for_cifar(name):
+    from rdpnet_timm.train import RECIPES as TRAINERS
+
+    recipe, trainers = load(f"cifar10_{name}"), TRAINERS[name]
+    assert recipe["epochs"] == trainers.epochs and recipe["batch_size"] == trainers.batch_size
+    assert recipe["lr"] == trainers.learning_rate and recipe["momentum"] == trainers.momentum
+    assert recipe["weight_decay"] == trainers.weight_decay
+    assert recipe.get("warmup_epochs", 0) == trainers.warmup_epochs and recipe["sched"] == "cosine"
+    assert trainers.cooldown is None and recipe["opt"] == ("sgd" if trainers.nesterov else "momentum")
+    assert recipe.get("smoothing", 0.0) == trainers.label_smoothing == trainers.mixup == trainers.cutout == 0
+    assert not recipe.get("model_ema") and trainers.ema == 0
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -122,17 +122,15 @@ _DIGITS = Recipe(
 RECIPES = {
     # Section "Cifar10/100 dataset" of the paper: flips only, no crop, no warm-up.
     "paper": Recipe(),
+    # The paper's overfits at 0.25x (training loss 0.15 after 50 epochs), so pictures are shifted by up to two pixels;
+    # with that it does not (0.31), so there is no cutout, mixup or smoothing of labels.
     "ours": Recipe(
         learning_rate=0.2,
         nesterov=True,
         weight_decay=5e-4,
         decay_all=False,
-        warmup_epochs=5,
-        cooldown=1.0,
-        label_smoothing=0.1,
-        crop_padding=4,
-        cutout=8,
-        ema=0.999,
+        warmup_epochs=2,
+        crop_padding=2,
     ),
     # Two hours of one CPU core for the smallest network: small images for the first half, no cutout, which only pays
     # where a network has the time to overfit.
