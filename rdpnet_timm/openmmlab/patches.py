@@ -130,7 +130,8 @@ def allow_distributed_cpu() -> None:
 
     @wraps(init_dist)
     def init_dist_on_cpu(backend: str, init_backend: str = "torch", **kwargs: Any) -> None:
-        if init_backend != "torch" or torch.accelerator.is_available():
+        accelerator = getattr(torch, "accelerator", None)  # since torch 2.6
+        if init_backend != "torch" or (accelerator is not None and accelerator.is_available()):
             return init_dist(backend, init_backend=init_backend, **kwargs)
         torch.distributed.init_process_group(backend="gloo" if backend == "nccl" else backend, **kwargs)
 
