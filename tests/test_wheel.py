@@ -1,6 +1,7 @@
 """What a user gets from ``pip install``: the built wheel, in environments with nothing but what an extra names."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -185,3 +186,43 @@ except FileNotFoundError as error:
     printed = installed.run("python", "-W", "ignore", "-c", code)
     assert "FasterRCNN" in printed and "said" in printed
     assert "faster_rcnn_rdpnet_voc" in installed.run("python", "-m", "mim", "search", "rdpnet_timm", "--local")
+
+
+def blocks(language: str) -> List[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+# what makes a command of the README short enough for a test; the rest of it is run as it is written there
+SHORTER = {
+    "rdpnet train": "--epochs 0.05",
+    "rdpnet sample-voc": "--images 45",
+    "mim train mmdet": "--cfg-options train_cfg.max_epochs=1 train_dataloader.dataset.times=1 "
+    "train_dataloader.dataset.dataset.indices=4 val_dataloader.dataset.indices=2 train_dataloader.num_workers=0 "
+    "train_dataloader.persistent_workers=False val_dataloader.num_workers=0 val_dataloader.persistent_workers=False",
+    "mim train mmsegmentation": "--cfg-options train_cfg.max_iters=1 train_cfg.val_interval=1 "
+    "train_dataloader.batch_size=2 train_dataloader.dataset.indices=4 val_dataloader.dataset.indices=2 "
+    "train_dataloader.num_workers=0 train_dataloader.persistent_workers=False val_dataloader.num_workers=0 "
+    "val_dataloader.persistent_workers=False",
+}
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("installed", ["dev"], indirect=True)
+def test_every_command_of_the_readme_works_from_the_wheel(installed: Installed) -> None:
+    commands = [line.split("  #")[0].strip() for block in blocks("bash") for line in block.splitlines()]
+    ours = [
+        command for command in commands if not command.startswith(("make ", "pip install "))
+    ]  # these are of a clone
+    assert len(ours) >= 10 and not [c for c in ours if not c.startswith(("rdpnet ", "mim "))], ours
+    for command in ours:
+        words = " ".join(command.split()).split()
+        extra = next((more for start, more in SHORTER.items() if " ".join(words).startswith(start)), "")
+        if words[0] == "mim":
+            words = ["python", "-W", "ignore", "-m", *words]
+        installed.run(*words, *extra.split())
+    assert list(installed.folder.glob("artefacts/*.onnx")) and list(installed.folder.glob("work_dirs/*/*.pth"))
+
+
+def test_the_example_of_the_readme_prints_what_it_says(base: Installed) -> None:
+    (code,), (printed,) = blocks("python"), blocks("text")
+    assert base.run("python", "-c", code) == printed
