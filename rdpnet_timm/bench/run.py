@@ -120,14 +120,17 @@ def _check_writable(output: Path) -> None:
 
 @contextmanager
 def _progress(name: str) -> Iterator[Start]:
-    """Show two bars, the table's runs and the turns of the present one, each with the time left.
+    """Show, on a terminal, two bars, the table's runs and the turns of the present one, each with the time left.
 
     Gives a function ``start(description, done, total)`` for every run, which gives the run's own progress function.
     """
+    from rich import get_console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+    left = TimeRemainingColumn(elapsed_when_finished=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"))
-    with Progress(*columns, TimeRemainingColumn(elapsed_when_finished=True), speed_estimate_period=600) as progress:
+    quiet = not get_console().is_terminal
+    with Progress(*columns, left, speed_estimate_period=600, disable=quiet) as progress:
         whole, part = progress.add_task(name, total=None), progress.add_task("", total=None)
 
         def start(description: str, done: int, total: int) -> Callable[[int, int], None]:

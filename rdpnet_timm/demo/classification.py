@@ -84,7 +84,8 @@ def run(
     narrator.say("\nClassification of handwritten digits")
     training, test = read_data("digits")
     narrator.say(f"{MODEL} on {len(training)} real 8x8 pictures, enlarged to 32x32; {len(test)} more are for the test.")
-    with tempfile.TemporaryDirectory() as folder, narrator.during("training"), progress_bar("training") as report:
+    shown = narrator.during("training", has_bar=True)
+    with tempfile.TemporaryDirectory() as folder, shown, progress_bar("training") as report:
         result = train(Run(MODEL, recipe), (training, test), folder, report)
     with narrator.during("comparing the two forms"):
         found = compare(result.model, test, output, rounds)

@@ -19,8 +19,10 @@ class Narrator:
     """
 
     def __init__(self, silence: float = 8.0, output: Optional[Callable[[str], Any]] = None) -> None:
+        self._is_terminal = False
         if output is None:
             console = require("rich", "the demo", "demo").get_console()
+            self._is_terminal = console.is_terminal
             output = lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True)  # noqa: E731
         self._print = output
         self._silence = silence
@@ -35,8 +37,11 @@ class Narrator:
             self._print(text)
 
     @contextmanager
-    def during(self, doing: str) -> Iterator[None]:
-        """While this lasts, say from time to time that ``doing`` still goes on."""
+    def during(self, doing: str, has_bar: bool = False) -> Iterator[None]:
+        """While this lasts, say from time to time that ``doing`` still goes on; a bar on a terminal says it better."""
+        if has_bar and self._is_terminal:
+            yield
+            return
         self._doing, self._began = doing, time.monotonic()
         done = threading.Event()
         thread = threading.Thread(target=self._watch, args=(done,), daemon=True)

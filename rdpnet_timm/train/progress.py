@@ -11,17 +11,17 @@ __all__ = ["progress_bar"]
 @contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[int, int, Dict[str, float]], None]]:
     """A ``report`` for :func:`rdpnet_timm.train.train`: a bar on a terminal, and a line an epoch everywhere."""
-    require("rich", "showing progress")
+    console = require("rich", "showing progress").get_console()
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("steps, left"), TimeRemainingColumn())
-    with Progress(TextColumn("{task.description}"), *columns) as progress:
+    with Progress(TextColumn("{task.description}"), *columns, disable=not console.is_terminal) as progress:
         task = progress.add_task(title, total=None)
 
         def report(step: int, steps: int, record: Dict[str, float]) -> None:
             progress.update(task, completed=step, total=steps)
             if record:
-                progress.console.print(
+                console.print(
                     f"epoch {record['epoch']:g}: training loss {record['train_loss']:.3f}, accuracy "
                     f"{record['train_accuracy']:.1f} %; test {record['test_accuracy']:.2f} %; "
                     f"{record['images_per_second']:.0f} images/s",
