@@ -1,7 +1,7 @@
 """A stand-in for ``mmcv._ext``, mmcv's compiled operators, served by torchvision's.
 
 It takes that module's name where mmcv is installed without compiled operators (mmcv-lite), so that detectors run
-without a compiler, on the CPU and on CUDA alike. The functions have mmcv's names, arguments and in-place outputs. An
+without a compiler, on a CPU; on CUDA, which no test covers, torchvision's own kernels do the same. The functions have mmcv's names, arguments and in-place outputs. An
 operator that is not here raises an error, when it is called, that says how to get the compiled one.
 
 This file is loaded on its own, before any of its neighbours can be imported: it knows torch and torchvision only.

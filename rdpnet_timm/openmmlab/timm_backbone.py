@@ -1,4 +1,4 @@
-"""Any timm model as an OpenMMLab backbone: the peers of the paper's Tables 6 and 7 in the same two frameworks."""
+"""timm models as OpenMMLab backbones: the peers of the paper's Tables 6 and 7 in the same two frameworks."""
 
 from functools import partial
 from typing import Any, Optional, Sequence, Tuple
