@@ -1,8 +1,9 @@
 """A stand-in for ``mmcv._ext``, mmcv's compiled operators, served by torchvision's.
 
 It takes that module's name where mmcv is installed without compiled operators (mmcv-lite), so that detectors run
-without a compiler, on a CPU; on CUDA, which no test covers, torchvision's own kernels do the same. The functions have mmcv's names, arguments and in-place outputs. An
-operator that is not here raises an error, when it is called, that says how to get the compiled one.
+without a compiler, on a CPU; on CUDA, which no test covers, torchvision's own kernels do the same. The functions have
+mmcv's names, arguments and in-place outputs. An operator that is not here raises an error, when it is called, that says
+how to get the compiled one.
 
 This file is loaded on its own, before any of its neighbours can be imported: it knows torch and torchvision only.
 ``RDPNET_MMCV_EXT=0`` keeps it away.
