@@ -6,7 +6,7 @@ import sys
 import threading
 import traceback
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Iterator, List, Optional, TypeAlias
+from typing import TYPE_CHECKING, Any, Iterator, List, Optional, Tuple, TypeAlias
 
 from . import __version__
 
@@ -31,6 +31,7 @@ def _add_subcommands(subcommands: Subcommands) -> None:
     _add_train(subcommands)
     _add_evaluate(subcommands)
     _add_table(subcommands)
+    _add_predict(subcommands)
     _add_export(subcommands)
     _add_bench(subcommands)
     _add_bench_int8_speed(subcommands)
@@ -150,8 +151,9 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "data",
         metavar="DATA",
-        help="a folder with torchvision's cifar-10-batches-py or cifar-100-python, a folder with train.parquet and "
-        "test.parquet, or 'digits' for those of scikit-learn",
+        help="a folder with torchvision's cifar-10-batches-py or cifar-100-python; one with train.parquet and "
+        "test.parquet; one of pictures, train/CLASS/* and test/CLASS/* (or val/), scaled to the model's size; "
+        "or 'digits' for those of scikit-learn",
     )
     parser.add_argument("--device", metavar="NAME", help="by default cuda where there is one, else cpu")
 
@@ -182,8 +184,8 @@ def _add_train(subcommands: Subcommands) -> None:
     parser = subcommands.add_parser(
         "train",
         help="train on small images that fit in memory",
-        description="Train a model on small images (CIFAR, digits) that fit in memory, from where it was stopped. "
-        "For everything else there is timm's train.py, which takes the models by name.",
+        description="Train a model on small images (CIFAR, digits, your own) that fit in memory, from where it was "
+        "stopped. For everything else there is timm's train.py, which takes the models by name.",
     )
     _add_data(parser)
     parser.add_argument("--data-name", metavar="TEXT", help="what card and picture call the data [its folder's name]")
@@ -213,7 +215,7 @@ def _train(args: argparse.Namespace) -> None:
     import torch
 
     from .measure.machine import require_threads
-    from .train.data import read_data
+    from .train.data import better_elsewhere, read_data
     from .train.plots import plot_history
     from .train.progress import progress_bar
     from .train.release import release
@@ -223,7 +225,9 @@ def _train(args: argparse.Namespace) -> None:
     if args.threads is not None:
         require_threads(args.threads)
         torch.set_num_threads(args.threads)
-    data, output = read_data(args.data), Path(args.output)
+    data, output = read_data(args.data, _image_size(run)), Path(args.output)
+    for hint in better_elsewhere(data[0]):
+        print(f"rdpnet train: {hint}", file=sys.stderr)
     with progress_bar(f"{args.model}, seed {args.seed}") as report:
         result = train(run, data, output, report)
     data_name = args.data_name or Path(args.data).resolve().name
@@ -231,6 +235,15 @@ def _train(args: argparse.Namespace) -> None:
     plot_history(result.history, output / "training.png", f"{args.model} on {data_name}")
     print(f"train form {card['accuracy_train_form']:.2f} %, deploy form {card['accuracy_deploy_form']:.2f} % of")
     print(f"{card['test_images']} test images, in {card['seconds']} s; {output}/weights.safetensors")
+
+
+def _image_size(run: "Run") -> Tuple[int, int]:
+    """Height and width of the images that a run's model takes."""
+    import timm
+
+    config = timm.get_pretrained_cfg(run.model)
+    size = dict(run.model_args).get("img_size")
+    return (size, size) if isinstance(size, int) else tuple(config.input_size[1:]) if config else (32, 32)
 
 
 def _run_of(args: argparse.Namespace) -> "Run":
@@ -266,14 +279,11 @@ def _evaluate(args: argparse.Namespace) -> None:
     from .convert import reparameterize
     from .train.data import read_data, require_classes
     from .train.trainer import evaluate
-    from .weights import class_names
 
-    test = read_data(args.data)[1].to(_device(args))
     name = args.model or "rdpnet_025_cifar"
     model = load_model(args.weights, args.model) if args.weights else load_model(name)
-    source = args.weights or model.pretrained_cfg.get("file")
-    if source:
-        require_classes(test, class_names(source), args.weights or name)
+    test = read_data(args.data, model.pretrained_cfg["input_size"][1:])[1].to(_device(args))
+    require_classes(test, model.pretrained_cfg.get("label_names"), args.weights or name)
     model = model.to(device=_device(args), memory_format=torch.channels_last)
     for name, form in (("train", model), ("deploy", reparameterize(model))):
         found = evaluate(form, test)
@@ -315,12 +325,46 @@ def _table(args: argparse.Namespace) -> None:
         if trained.model_args:
             raise ValueError("a table has its own arguments of the models: leave out --model-args")
         try:
-            run, data = _run_of(trained), read_data(args.data)
+            run = _run_of(trained)
+            data = read_data(args.data, _image_size(run))
             run_table(args.number, output, args.seeds, options, run, data, args.jobs, args.model)
         except RuntimeError:
             print(format_table(args.number, output, args.column))
             raise
     print(format_table(args.number, output, args.column))
+
+
+def _add_predict(subcommands: Subcommands) -> None:
+    parser = subcommands.add_parser(
+        "predict",
+        help="classify pictures",
+        description="Classify pictures of any size, with the weights that come with a model or with a checkpoint.",
+    )
+    parser.add_argument("images", nargs="+", metavar="IMAGE")
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        help="a timm model, with the tag of its weights or not [rdpnet_025_cifar, or the file's]",
+    )
+    parser.add_argument("--weights", metavar="FILE", help="a checkpoint in place of the model's own weights")
+    parser.add_argument("--top", type=_count, default=5, metavar="N", help="classes to name [%(default)s]")
+    parser.add_argument("--save", metavar="FILE", help="a picture of the pictures and their classes (.png, .jpg, ...)")
+    parser.set_defaults(run=_predict)
+
+
+def _predict(args: argparse.Namespace) -> None:
+    from .checkpoint import load_model
+    from .predict import draw, predict
+
+    if args.weights:
+        model = load_model(args.weights, args.model)
+    else:
+        model = load_model(args.model or "rdpnet_025_cifar")
+    predictions = predict(model, args.images, args.top)
+    for prediction in predictions:
+        print(prediction)
+    if args.save:
+        draw(predictions, args.save)
 
 
 def _add_export(subcommands: Subcommands) -> None:
@@ -383,6 +427,7 @@ def _export(args: argparse.Namespace) -> None:
     from .deploy.calibration import Preprocessing, load_images
     from .deploy.formats import known_format, require_format
     from .deploy.quantize import QUANTIZERS
+    from .progress import status
 
     for name in args.formats:
         known_format(name)
@@ -395,24 +440,26 @@ def _export(args: argparse.Namespace) -> None:
     calibration = None
     if args.calibration:
         calibration = load_images(args.calibration, Preprocessing.of(model, args.input_size), args.calibration_images)
-    artifacts = export(
-        model,
-        args.output,
-        args.formats,
-        args.name,
-        args.int8,
-        calibration,
-        args.input_size,
-        args.dynamic_batch,
-        args.normalize,
-        equalization=args.equalize,
-        bias_correction=args.bias_correction,
-        reduce_range=args.reduce_range,
-        class_names=class_names,
-        tolerance=args.tolerance,
-        int8_tolerance=args.int8_tolerance,
-        overwrite=args.overwrite,
-    )
+    with status() as report:
+        artifacts = export(
+            model,
+            args.output,
+            args.formats,
+            args.name,
+            args.int8,
+            calibration,
+            args.input_size,
+            args.dynamic_batch,
+            args.normalize,
+            equalization=args.equalize,
+            bias_correction=args.bias_correction,
+            reduce_range=args.reduce_range,
+            class_names=class_names,
+            tolerance=args.tolerance,
+            int8_tolerance=args.int8_tolerance,
+            overwrite=args.overwrite,
+            report=report,
+        )
     print(table(artifacts))
 
 

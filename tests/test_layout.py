@@ -14,12 +14,12 @@ FLOORS = (  # from the top; __init__ is the door, and stands outside
     ("bench", "demo"),
     ("train",),
     ("openmmlab",),
-    ("checkpoint", "autoload", "ddp_on_cpu"),
+    ("checkpoint", "autoload", "ddp_on_cpu", "predict"),
     ("rdpnet",),
     ("deploy", "blocks"),
     ("measure", "fused"),
     ("convert", "weights"),
-    ("reparam", "files", "extras", "allocator"),
+    ("reparam", "files", "extras", "progress", "allocator"),
 )
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -5,7 +5,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Container, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Container, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -75,6 +75,7 @@ def export(
     int8_tolerance: float = 0.3,
     rounds: int = 20,
     overwrite: bool = False,
+    report: Callable[[str], object] = lambda text: None,
 ) -> List[Artifact]:
     """Export a classification model in one or several formats; all of them succeed, or nothing is written.
 
@@ -98,6 +99,7 @@ def export(
         int8_tolerance: the same for INT8, root mean squares; on the calibration images where given.
         rounds: timed calls for each set of runtime options, at most; the slow ones get fewer.
         overwrite: replace artefacts of the same name, and remove those which are of another model.
+        report: is told what is being done.
 
     Raises:
         FileExistsError: there are artefacts of this name, and ``overwrite`` is False; those of the same weights in
@@ -158,10 +160,12 @@ def export(
         float_model = prepared(deployed)
         for format_name, kind in chosen.items():
             path = folder / f"{name}{kind.suffixes[0]}"
+            report(f"{format_name}: writing")
             kind.write(float_model, example, path, dynamic_batch)
             jobs.append((format_name, "float32", path, {}))
         if int8:
             calibration = calibration or random_images(preprocessing)
+            report("INT8: equalising, correcting biases")
             to_quantize, steps = _ready_for_int8(
                 deployed, preprocessing.normalize(calibration.pixels), equalization, bias_correction
             )
@@ -169,6 +173,7 @@ def export(
             reduce_range = not has_vnni() if reduce_range is None else reduce_range
             steps["reduced_range"] = reduce_range
             for format_name in (each for each in chosen if each in QUANTIZERS):
+                report(f"{format_name}, int8: calibrating on {len(calibration.pixels)} images")
                 path = folder / f"{name}-int8{chosen[format_name].suffixes[0]}"
                 pixels = as_input(calibration.pixels)
                 QUANTIZERS[format_name](int8_model, example, path, pixels, dynamic_batch, reduce_range)
@@ -177,8 +182,10 @@ def export(
         artifacts = []
         for format_name, precision, path, steps in jobs:
             kind = chosen[format_name]
+            report(f"{format_name}, {precision}: comparing with the model")
             artifact = _checked(kind, format_name, precision, path, inputs, expected, dynamic_batch)
             _require(artifact, tolerance if precision == "float32" else int8_tolerance)
+            report(f"{format_name}, {precision}: timing threads and options")
             _tune(artifact, kind, example.numpy(), rounds)
             sidecar = path.with_name(path.name + ".json")
             names = class_names or (calibration and calibration.class_names) or _known_class_names(model)

@@ -12,10 +12,11 @@ from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 
 from ..extras import require
+from ..progress import counted
 
-__all__ = ["Calibration", "Preprocessing", "decode", "load_images", "random_images"]
+__all__ = ["SUFFIXES", "Calibration", "Preprocessing", "decode", "load_images", "random_images"]
 
-_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
 class Preprocessing(NamedTuple):
@@ -143,7 +144,8 @@ def load_images(source: Union[str, Path], preprocessing: Preprocessing, limit: O
     else:
         raise FileNotFoundError(f"no calibration images at '{source}': expected a folder of images or a parquet file")
     mode = "L" if channels == 1 else "RGB"
-    pixels = [preprocessing.pixels(decode(data, name, mode)) for name, data in zip(names, images)]
+    read = zip(counted(names, "reading images"), images)
+    pixels = [preprocessing.pixels(decode(data, name, mode)) for name, data in read]
     return Calibration(torch.stack(pixels), labels, str(source), class_names)
 
 
@@ -170,9 +172,9 @@ def _spread(count: int, limit: Optional[int]) -> np.ndarray:
 
 
 def _from_folder(folder: Path, limit: Optional[int]) -> _Source:
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES and not p.name.startswith("."))
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
     if not paths:
-        raise ValueError(f"no images in the folder '{folder}': expected files ending in {', '.join(_SUFFIXES)}")
+        raise ValueError(f"no images in the folder '{folder}': expected files ending in {', '.join(SUFFIXES)}")
     paths = [paths[index] for index in _spread(len(paths), limit)]
     return [f"'{path}'" for path in paths], (path.read_bytes() for path in paths), None, None
 

@@ -2,19 +2,27 @@
 
 import hashlib
 import io
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional, Sequence, Tuple, Union
+from typing import Any, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..deploy.calibration import SUFFIXES, decode
 from ..extras import require
+from ..progress import counted
 from .recipe import Recipe
 
-__all__ = ["Images", "augmented_batch", "mixed_batch", "normalized", "read_data", "require_classes"]
+__all__ = [
+    "Images", "augmented_batch", "better_elsewhere", "mixed_batch", "normalized", "read_data", "require_classes",
+]  # fmt: skip
+
+_TEST_FOLDERS = ("test", "val")
+_LARGE, _MANY = 96, 2**30  # pixels a side and bytes, from which on timm's train.py serves better
 
 
 @dataclass(frozen=True)
@@ -46,13 +54,15 @@ class Images:
         return found.hexdigest()
 
 
-def read_data(source: str) -> Tuple[Images, Images]:
+def read_data(source: str, size: Sequence[int] = (32, 32)) -> Tuple[Images, Images]:
     """Read training images and test images.
 
     Args:
         source: a folder that holds torchvision's ``cifar-10-batches-py`` or ``cifar-100-python``, a folder with
-            ``train.parquet`` and ``test.parquet`` (columns ``image``, an encoded image, and ``label``), or
-            ``digits``, the handwritten digits that come with scikit-learn.
+            ``train.parquet`` and ``test.parquet`` (columns ``image``, an encoded image, and ``label``), a folder of
+            pictures ``train/CLASS/*`` and ``test/CLASS/*`` or ``val/CLASS/*``, or ``digits``, the handwritten digits
+            that come with scikit-learn.
+        size: height and width for a folder of pictures, which are scaled to cover it and cropped in the middle.
 
     Raises:
         FileNotFoundError: there is none of these.
@@ -68,11 +78,15 @@ def read_data(source: str) -> Tuple[Images, Images]:
         train, test = (_read_torchvision("CIFAR10", folder, part) for part in (True, False))
     elif (folder / "cifar-100-python").is_dir():
         train, test = (_read_torchvision("CIFAR100", folder, part) for part in (True, False))
+    elif (folder / "train").is_dir() and any((folder / part).is_dir() for part in _TEST_FOLDERS):
+        part = next(part for part in _TEST_FOLDERS if (folder / part).is_dir())
+        train, test = (_read_pictures(folder / each, (size[0], size[1])) for each in ("train", part))
     else:
         raise FileNotFoundError(
             f"no data in '{source}': expected a folder with cifar-10-batches-py or cifar-100-python in it "
             "(python -c \"import torchvision; torchvision.datasets.CIFAR10('FOLDER', download=True)\" makes one), a "
-            "folder with train.parquet and test.parquet, or the word 'digits'"
+            "folder with train.parquet and test.parquet, one of pictures (train/CLASS/* and test/CLASS/* or val/), or "
+            "the word 'digits'"
         )
     if train.classes != test.classes:
         raise ValueError(
@@ -86,6 +100,18 @@ def read_data(source: str) -> Tuple[Images, Images]:
             f"train and test images in '{source}' have different sizes, {sizes[0]} and {sizes[1]}: scale them to one"
         )
     return train, test
+
+
+def better_elsewhere(images: Images) -> List[str]:
+    """Why timm's train.py would serve these training images better, a sentence a reason; nothing where it would not."""
+    height, width = images.pixels.shape[1:3]
+    reasons = []
+    if height * width > _LARGE**2:
+        reasons.append(f"pictures of {width}x{height} are trained on with more than flips and crops")
+    if images.pixels.numel() > _MANY:
+        reasons.append(f"{len(images)} of {width}x{height} take {images.pixels.numel() / 2**30:.1f} GiB of memory")
+    advice = "timm's train.py reads pictures as it goes, with all its augmentation, and takes the same folder and model"
+    return [f"{'; '.join(reasons)}: {advice}"] if reasons else []
 
 
 def require_classes(images: Images, names: Optional[Sequence[str]], source: str) -> None:
@@ -157,6 +183,40 @@ def _read_parquet(path: Path) -> Images:
                 f"{pixels[0].shape[1]}x{pixels[0].shape[0]} as the first one"
             )
     return _images(np.stack(pixels), labels, classes, f"'{path}'")
+
+
+def _read_pictures(folder: Path, size: Tuple[int, int]) -> Images:
+    from PIL import Image, ImageOps
+
+    classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    paths = [
+        (path, label)
+        for label, name in enumerate(classes)
+        for path in sorted((folder / name).rglob("*"))
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+    ]
+    if not paths:
+        raise ValueError(f"no pictures in '{folder}': expected CLASS/NAME with one of {', '.join(SUFFIXES)}")
+    needed, there = len(paths) * size[0] * size[1] * 3, _memory()
+    if needed > there / 2:
+        raise ValueError(
+            f"{len(paths)} pictures of {size[1]}x{size[0]} in '{folder}' need {needed / 2**30:.1f} GiB of this "
+            f"machine's {there / 2**30:.1f}, and this trainer keeps all in memory: timm's train.py takes the same "
+            "folder and model"
+        )
+    pixels = np.empty((len(paths), *size, 3), np.uint8)
+    for row, (path, _) in enumerate(counted(paths, f"reading {folder.name}")):
+        picture = decode(path.read_bytes(), f"'{path}'")
+        pixels[row] = np.asarray(ImageOps.fit(picture, size[::-1], Image.Resampling.BICUBIC))
+    return _images(pixels, [label for _, label in paths], tuple(classes), f"'{folder}'")
+
+
+def _memory() -> int:
+    """Bytes of this machine's memory; very many where it does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # no POSIX
+        return 1 << 62
 
 
 def _read_digits() -> Tuple[Images, Images]:

@@ -134,8 +134,8 @@ def _card(path: Path) -> Dict[str, Any]:
     """The card beside a weight file, if it is this file's; else an empty one."""
     try:
         card = json.loads(path.with_suffix(".json").read_text())
-        return card if card["sha256"] == sha256(path) else {}
-    except (OSError, ValueError, LookupError, TypeError):
+        return card if card.get("sha256") in (None, sha256(path)) else {}
+    except (OSError, ValueError, AttributeError):
         return {}
 
 

@@ -1,0 +1,103 @@
+"""Pictures to classes: what a trained model says of them, in words and drawn."""
+
+from pathlib import Path
+from typing import List, NamedTuple, Sequence, Tuple, Union
+
+import torch
+from torch import nn
+
+from .convert import reparameterize
+from .deploy.calibration import Preprocessing, decode
+from .files import atomic_path
+from .progress import counted
+
+__all__ = ["Prediction", "draw", "predict"]
+
+_SIDE, _LINE, _GAP, _COLUMNS = 224, 16, 8, 4  # pixels, and pictures in a row
+
+
+class Prediction(NamedTuple):
+    """What a model says of a picture.
+
+    Attributes:
+        path: the picture.
+        chances: the most probable classes, by name, and their probabilities, the best first.
+    """
+
+    path: Path
+    chances: List[Tuple[str, float]]
+
+    def __str__(self) -> str:
+        return f"{self.path}: " + ", ".join(f"{name} {chance:.1%}" for name, chance in self.chances)
+
+
+def predict(model: nn.Module, paths: Sequence[Union[str, Path]], top: int = 5) -> List[Prediction]:
+    """Classify pictures, in the model's deploy form, prepared as timm prepares them for this model.
+
+    Args:
+        model: a classifier; its classes are named after ``label_names`` of its ``pretrained_cfg``, else by number.
+        paths: the pictures, of any size.
+        top: how many classes to name.
+
+    Raises:
+        FileNotFoundError: a picture is not there.
+        ValueError: one cannot be decoded, or the model takes other channels than a picture has.
+    """
+    preprocessing = Preprocessing.of(model)
+    channels = preprocessing.input_size[0]
+    if channels not in (1, 3):
+        raise ValueError(f"pictures have 1 or 3 channels, and the model takes {channels}")
+    names = (getattr(model, "pretrained_cfg", None) or {}).get("label_names") or ()
+    form = reparameterize(model).eval()
+    device = next(form.parameters()).device
+    found = []
+    for path in counted([Path(path) for path in paths], "pictures"):
+        if not path.is_file():
+            raise FileNotFoundError(f"no picture at '{path}'")
+        picture = decode(path.read_bytes(), f"'{path}'", "L" if channels == 1 else "RGB")
+        with torch.no_grad():
+            logits = form(preprocessing.normalize(preprocessing.pixels(picture)[None]).to(device))[0]
+        chances, classes = logits.double().softmax(0).topk(min(top, len(logits)))
+        named = [names[index] if len(names) == len(logits) else f"class {index}" for index in classes.tolist()]
+        found.append(Prediction(path, list(zip(named, chances.tolist()))))
+    return found
+
+
+def draw(predictions: Sequence[Prediction], file: Union[str, Path], lines: int = 3) -> None:
+    """Draw the pictures with their most probable classes below them.
+
+    Args:
+        predictions: at least one.
+        file: where to; the suffix says the format.
+        lines: classes below a picture.
+
+    Raises:
+        ValueError: Pillow knows no format of this suffix.
+        OSError: the folder does not exist or cannot be written.
+    """
+    from PIL import Image, ImageDraw, ImageOps
+
+    columns = min(_COLUMNS, len(predictions))
+    rows = -(-len(predictions) // columns)
+    width, height = _SIDE + _GAP, _SIDE + lines * _LINE + _GAP
+    sheet = Image.new("RGB", (columns * width + _GAP, rows * height + _GAP), "white")
+    pen = ImageDraw.Draw(sheet)
+    for index, (path, chances) in enumerate(predictions):
+        picture = decode(path.read_bytes(), f"'{path}'")
+        method = Image.Resampling.NEAREST if max(picture.size) < _SIDE else Image.Resampling.BICUBIC
+        left, upper = _GAP + index % columns * width, _GAP + index // columns * height
+        fitted = ImageOps.contain(picture, (_SIDE, _SIDE), method)
+        sheet.paste(fitted, (left + (_SIDE - fitted.width) // 2, upper + (_SIDE - fitted.height) // 2))
+        for line, (name, chance) in enumerate(chances[:lines]):
+            ink = "black" if line == 0 else "gray"
+            words = _shortened(f"{name} {chance:.0%}", pen)
+            pen.text((left, upper + _SIDE + 2 + line * _LINE), words, fill=ink, font_size=13)
+    with atomic_path(file) as temporary:
+        sheet.save(temporary)
+
+
+def _shortened(words: str, pen: "ImageDraw.ImageDraw") -> str:  # type: ignore[name-defined]  # noqa: F821
+    while len(words) > 1 and pen.textlength(words, font_size=13) > _SIDE:
+        name, _, chance = words.rpartition(" ")
+        words = f"{name[:-4].rstrip()}... {chance}"
+    return words

@@ -1,0 +1,80 @@
+"""Pictures are classified as the model classifies them, named, drawn; what cannot be read is named in a line."""
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from timm.data import create_transform, resolve_data_config
+
+from rdpnet_timm.checkpoint import save_model
+from rdpnet_timm.cli import main
+from rdpnet_timm.predict import predict
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    random = np.random.default_rng(0)
+    paths = []
+    for index, shape in enumerate([(40, 61, 3), (32, 32, 3), (300, 90), (20, 20, 4), (33, 50, 3)]):
+        paths.append(tmp_path / f"picture {index}.png")
+        Image.fromarray(random.integers(0, 256, shape, dtype=np.uint8)).save(paths[-1])
+    return paths
+
+
+def test_shipped_weights_answer_with_their_classes_as_the_train_form_does(pictures):
+    model = timm.create_model("rdpnet_025_cifar", pretrained=True).eval()
+    transform = create_transform(**resolve_data_config(model=model), is_training=False)
+    found = predict(model, pictures, top=10)
+    names = model.pretrained_cfg["label_names"]
+    for path, (shown, chances) in zip(pictures, found):
+        with torch.no_grad():
+            expected = model(transform(Image.open(path).convert("RGB"))[None])[0].softmax(0)
+        assert shown == path and [chance for _, chance in chances] == sorted((c for _, c in chances), reverse=True)
+        for name, chance in chances:
+            assert chance == pytest.approx(expected[names.index(name)].item(), abs=1e-5)
+
+
+def test_the_command_prints_a_line_a_picture_and_draws_them(pictures, tmp_path, capsys):
+    sheet = tmp_path / "sheet.png"
+    assert main(["predict", *map(str, pictures), "--save", str(sheet), "--top", "2"]) == 0
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    assert captured.err == "" and len(lines) == 5
+    classes = timm.get_pretrained_cfg("rdpnet_025_cifar").label_names
+    for path, line in zip(pictures, lines):
+        told = line.removeprefix(f"{path}: ").split(", ")
+        assert len(told) == 2 and all(part.rpartition(" ")[0] in classes and part.endswith("%") for part in told), line
+    drawn = Image.open(sheet)
+    assert drawn.width > 3 * 224 and drawn.height > 2 * 224
+    assert len(set(drawn.crop((8, 8, 100, 100)).getdata())) > 100, "the first picture is in its place"
+
+
+def test_a_checkpoint_answers_with_its_own_classes_or_their_numbers(pictures, tmp_path, capsys):
+    model = timm.create_model("rdpnet_025_cifar", num_classes=3, in_chans=1)
+    for name, classes in (("named", ("left", "right", "none")), ("unnamed", None)):
+        save_model(model, tmp_path / f"{name}.safetensors", "rdpnet_025_cifar", {}, classes)
+        assert main(["predict", str(pictures[0]), "--weights", str(tmp_path / f"{name}.safetensors")]) == 0
+        line = capsys.readouterr().out
+        assert all(f" {word} " in line for word in classes or ("class 0", "class 1", "class 2")), line
+    assert main(["predict", str(pictures[0]), "--model", "rdpnet_025_cifar.digits"]) == 0
+
+
+def test_what_is_no_picture_is_named_in_a_line(pictures, tmp_path, capsys):
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(pictures[0].read_bytes()[:200])
+    text = tmp_path / "text.jpg"
+    text.write_text("no picture")
+    for path, message in (
+        (cut, f"cannot read the image '{cut}'"),
+        (text, f"cannot read the image '{text}'"),
+        (tmp_path / "absent.png", "no picture at"),
+        (tmp_path, "no picture at"),
+    ):
+        assert main(["predict", str(pictures[0]), str(path)]) == 1
+        captured = capsys.readouterr()
+        assert message in captured.err and len(captured.err.splitlines()) == 1 and not captured.out
+    assert main(["predict", str(pictures[0]), "--model", "rdpnet_100"]) == 1
+    assert "no pretrained weights" in capsys.readouterr().err
+    assert main(["predict", str(pictures[0]), "--save", str(tmp_path / "sheet.xyz")]) == 1
+    assert "xyz" in capsys.readouterr().err and not (tmp_path / "sheet.xyz").exists()
