@@ -19,7 +19,8 @@ from ..deploy.bias import correct_bias
 from ..deploy.calibration import Preprocessing
 from ..deploy.equalization import equalize, equalize_activations
 from ..deploy.formats import FORMATS, OPENVINO_BFLOAT16, Options, openvino_has_bfloat16, to_onnx
-from ..deploy.quantize import quantize_onnx, quantize_openvino
+from ..deploy.quantize import QUANTIZERS, quantize_onnx, quantize_openvino
+from ..extras import is_installed
 from ..files import atomic_path
 from ..train.data import Images, read_data
 
@@ -46,8 +47,9 @@ def _normalized(images: Images, preprocessing: Preprocessing, count: Optional[in
 def _predict(
     path: Path, format_name: str, images: np.ndarray, threads: int, options: Optional[Options] = None
 ) -> np.ndarray:
-    run = FORMATS[format_name].load(path, threads, options or {})
-    return np.concatenate([run(batch).argmax(1) for batch in np.array_split(images, max(1, len(images) // 100))])
+    kind = FORMATS[format_name]
+    run, batches = kind.load(path, threads, options or {}), max(1, len(images) // 100) if kind.batches else len(images)
+    return np.concatenate([run(batch).argmax(1) for batch in np.array_split(images, batches)])
 
 
 def evaluate(
@@ -59,6 +61,8 @@ def evaluate(
     report: Callable[[List[Row]], object] = lambda rows: None,
 ) -> List[Row]:
     """Accuracy of a model's float and INT8 variants on ``test``, calibrated on images of ``train``.
+
+    ExecuTorch and LiteRT are among the runtimes where they are installed.
 
     Args:
         model: a trained RDPNet, or another model whose deploy form is a straight path.
@@ -103,10 +107,13 @@ def evaluate(
                 if variant is deployed and openvino_has_bfloat16():
                     predicted = _predict(source, "openvino", images, threads, OPENVINO_BFLOAT16)
                     add("OpenVINO", "bfloat16", equalized, "", predicted)
-                for per_channel in (True, False):
-                    quantize_onnx(source, target, calibration, per_channel)
-                    scales = "INT8 by channel" if per_channel else "INT8 by layer"
-                    correction = "ours" if ours else ""
+                correction = "ours" if ours else ""
+                for scales, per_channel, reduced in (
+                    ("INT8 by channel", True, False),
+                    ("INT8 by channel, 7 bits", True, True),
+                    ("INT8 by layer", False, None),
+                ):
+                    quantize_onnx(source, target, calibration, per_channel, reduced)
                     add("ONNX Runtime", scales, equalized, correction, _predict(target, "onnx", images, threads))
                     if per_channel:
                         predicted = _predict(target, "openvino", images, threads)
@@ -124,6 +131,14 @@ def evaluate(
                         correction,
                         _predict(xml, "openvino", images, threads),
                     )
+                for runtime, format_name in (("ExecuTorch", "executorch"), ("LiteRT", "litert")):
+                    if not all(map(is_installed, FORMATS[format_name].needs)):
+                        continue
+                    target = folder / f"int8{FORMATS[format_name].suffixes[0]}"
+                    example = torch.from_numpy(images[:1])
+                    QUANTIZERS[format_name](variant, example, target, calibration, False, False)
+                    predicted = _predict(target, format_name, images, threads)
+                    add(runtime, "INT8 by channel", equalized, correction, predicted)
     return rows
 
 
