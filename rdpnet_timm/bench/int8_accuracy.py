@@ -150,13 +150,21 @@ def _line(row: Row) -> str:
 
 
 def measure_accuracy(
-    source: str, data: str, output: Path, model: Optional[str] = None, calibration_images: int = 300, threads: int = 1
+    source: str,
+    data: str,
+    output: Path,
+    model: Optional[str] = None,
+    calibration_images: int = 300,
+    threads: int = 1,
+    test_images: Optional[int] = None,
 ) -> List[Row]:
     """Evaluate a checkpoint (or a timm name with weights) and write ``accuracy.md`` and ``accuracy.json``.
 
-    ``data`` is what the trainer takes: 'digits', or a folder with CIFAR or with parquet files.
+    ``data`` is what the trainer takes: 'digits', or a folder with CIFAR or with parquet files; of its test images the
+    first ``test_images`` are taken, or all.
     """
     train, test = read_data(data)
+    test = Images(test.pixels[:test_images], test.labels[:test_images], test.classes)
     output.mkdir(parents=True, exist_ok=True)
     head = (
         "| runtime | precision | equalised | bias correction | accuracy, % | agrees with float, % |\n"
