@@ -115,8 +115,9 @@ def quantize_litert(model: nn.Module, example: Tensor, path: Path, images: np.nd
     """
     require("ai_edge_quantizer", "INT8 in LiteRT")
     from ai_edge_litert.interpreter import Interpreter
-    from ai_edge_quantizer import quantizer, recipe, recipe_manager
+    from ai_edge_quantizer import calibrator, quantizer, recipe, recipe_manager
     from ai_edge_quantizer.qtyping import TFLOperationName
+    from ai_edge_quantizer.utils.qsv_utils import min_max_update
 
     recipes = recipe_manager.RecipeManager()
     recipes.load_quantization_recipe(recipe.static_wi8_ai8())
@@ -129,8 +130,10 @@ def quantize_litert(model: nn.Module, example: Tensor, path: Path, images: np.nd
             ((key, signature),) = Interpreter(str(source)).get_signature_list().items()
             name = signature["inputs"][0]
             made = quantizer.Quantizer(str(source), recipes.get_quantization_recipe())
-            ranges = made.calibrate({key: [{name: image} for image in images[:, None]]}, num_threads=1)
-            made.quantize(ranges, enable_progress_report=False).export_model(str(path), overwrite=True)
+            # its own choice, a moving average over images, cuts off what most images have
+            ranges = calibrator.Calibrator(source.read_bytes(), num_threads=1, qsv_update_func=min_max_update)
+            ranges.calibrate({key: [{name: image} for image in images[:, None]]}, recipes)
+            made.quantize(ranges.get_model_qsvs(), enable_progress_report=False).export_model(str(path), overwrite=True)
 
 
 def load_litert(path: Path, threads: int, options: Options) -> Runner:
