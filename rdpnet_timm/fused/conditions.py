@@ -68,7 +68,11 @@ def will_fuse(x: Tensor, convs: Sequence[nn.Conv2d], norms: Sequence[nn.Module],
 def norms_are_known(norms: Sequence[nn.Module]) -> bool:
     """Whether these are torch's own batch norms, in training, with running statistics, scales and shifts."""
     return all(
-        type(norm) is nn.BatchNorm2d and norm.training and norm.running_mean is not None and norm.affine
+        type(norm) is nn.BatchNorm2d
+        and norm.training
+        and norm.affine
+        and norm.running_mean is not None
+        and norm.num_batches_tracked is not None
         for norm in norms
     )
 
@@ -101,9 +105,13 @@ def track(norms: Sequence[nn.Module], statistics: Tensor, count: int) -> None:
         statistics: ``(norms, 2, C)``: means and biased variances of this batch.
         count: positions in the batch.
     """
-    for norm, (mean, variance) in zip(norms, statistics.to(norms[0].running_mean.dtype)):
-        if norm.num_batches_tracked is not None:
-            norm.num_batches_tracked.add_(1)
-        momentum = norm.momentum if norm.momentum is not None else 1 / norm.num_batches_tracked.item()
-        norm.running_mean.lerp_(mean, momentum)
-        norm.running_var.lerp_(variance * (count / (count - 1)), momentum)
+    torch._foreach_add_([norm.num_batches_tracked for norm in norms], 1)
+    unbiased = torch.stack([statistics[:, 0], statistics[:, 1] * (count / (count - 1))], dim=1)
+    values = unbiased.to(norms[0].running_mean.dtype).flatten(0, 1).unbind()
+    buffers = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)]
+    momenta = [1 / norm.num_batches_tracked.item() if norm.momentum is None else norm.momentum for norm in norms]
+    if len(set(momenta)) == 1:
+        torch._foreach_lerp_(buffers, values, momenta[0])
+        return
+    for i, momentum in enumerate(momenta):
+        torch._foreach_lerp_(buffers[2 * i : 2 * i + 2], values[2 * i : 2 * i + 2], momentum)

@@ -159,7 +159,7 @@ def covariance(gram: Any, totals: Any, count: int, like: Any) -> Tuple[Any, Any]
     """Mean ``(C,)`` in float64, and covariance ``(C, C)`` in the dtype of ``like``, of a Point-Block's input.
 
     Args:
-        gram: sums of x x^T, ``(C, C)``, in float64.
+        gram: sums of x x^T, ``(C, C)``, in float64, of which the upper triangle is read.
         totals: sums of x, ``(C,)``, likewise.
         count: M.
         like: an array of the wanted dtype.
@@ -169,7 +169,7 @@ def covariance(gram: Any, totals: Any, count: int, like: Any) -> Tuple[Any, Any]
     result = np.empty((channels, channels), like.dtype)
     for i in range(channels):
         for j in range(channels):
-            result[i, j] = gram[i, j] / count - mean[i] * mean[j]
+            result[i, j] = gram[min(i, j), max(i, j)] / count - mean[i] * mean[j]
     return mean, result
 
 

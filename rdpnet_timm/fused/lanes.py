@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import models, overload, register_model
 
-__all__ = ["accumulate", "lane_count", "load", "open_relu", "prefetch", "relu", "store", "zero"]
+__all__ = ["accumulate", "broadcast", "lane_count", "load", "open_relu", "prefetch", "relu", "store", "zero"]
 
 
 intrinsic: Any = numba.extending.intrinsic  # called without the typing context that its functions are declared with
@@ -78,6 +78,20 @@ def load(typing: Any, array: Any, index: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         pointer = _address(context, builder, array, *values)
         return builder.load(builder.bitcast(pointer, _vector(lanes).as_pointer()), align=_bytes(lanes))
+
+    return lanes(array, types.intp), generate
+
+
+@intrinsic
+def broadcast(typing: Any, array: Any, index: Any) -> Any:
+    """Element ``index`` of ``array`` in every lane."""
+    lanes = Lanes(array.dtype)
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        element = builder.load(_address(context, builder, array, *values))
+        integer = ir.IntType(32)
+        first = builder.insert_element(ir.Constant(_vector(lanes), ir.Undefined), element, integer(0))
+        return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(integer, lanes.count), [0] * lanes.count))
 
     return lanes(array, types.intp), generate
 

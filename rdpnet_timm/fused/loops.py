@@ -176,7 +176,7 @@ def channel_sums(start: int, stop: int, part: int, x: Any, totals: Any) -> None:
 
 @compiled
 def patches(start: int, stop: int, part: int, x: Any, stride: int, out: Any) -> None:
-    """The 3x3 patches of ``x``, zero outside the map: ``out`` is ``(N, rows, columns, 9 C)``, channels innermost."""
+    """The 3x3 patches of ``x``, zero outside the map: ``out`` is ``(N, rows, columns, 9 C or more)``, then zeros."""
     _, height, width, channels = x.shape
     _, rows, columns, _ = out.shape
     for n in range(start, stop):
@@ -187,3 +187,5 @@ def patches(start: int, stop: int, part: int, x: Any, stride: int, out: Any) -> 
                     inside = h >= 0 and h < height and v >= 0 and v < width
                     for c in range(channels):
                         out[n, y, w, t * channels + c] = x[n, h, v, c] if inside else x.dtype.type(0)
+                for c in range(9 * channels, out.shape[3]):
+                    out[n, y, w, c] = 0

@@ -187,7 +187,7 @@ class _PointState:
         self.weights = weights
         totals = _totals(channels)
         over_parts(_passes(x).channel_sums, n, _array(x), totals)
-        gram = products.outer_sums(x, x).numpy()
+        gram = products.outer_sums(x, x)
         self.mean, covariance = formulas.covariance(gram, totals.sum(0), self.count, weights.numpy())
         self.products = weights @ torch.from_numpy(covariance)
         kernel, bias, self.statistics, self.state = formulas.point_kernel(
@@ -206,7 +206,7 @@ class _PointState:
             _passes(out).masked_gradient, n, _array(_channels_last(gradient)), _array(out), _array(masked), totals
         )
         sums = totals.sum(0)
-        outer = products.outer_sums(masked, x).numpy()
+        outer = products.outer_sums(masked, x)
         of_weights, scaled, of_gammas = formulas.point_gradients(
             self.weights.numpy(), self.products.numpy(), self.mean, self.state, outer, sums, self.count
         )
@@ -216,7 +216,7 @@ class _PointState:
             mean_gradient = torch.from_numpy(sums / self.count).to(x.dtype)
             shift = -(self.kernel.t() @ mean_gradient) - quadratic @ torch.from_numpy(self.mean).to(x.dtype)
             of_x = products.pointwise(masked, self.kernel.t(), shift)
-            products.rows(of_x).addmm_(products.rows(x), quadratic)
+            of_x = products.add_product(of_x, x, quadratic)
         beta = torch.from_numpy(sums).to(x.dtype)
         return of_x, torch.from_numpy(of_weights), torch.from_numpy(of_gammas), beta
 
@@ -232,7 +232,7 @@ class _PointStep(torch.autograd.Function):
             matrices.append(torch.eye(x.shape[1], dtype=x.dtype))
         stacked = _unshuffled(torch.stack(matrices), groups)
         state = _PointState(x, stacked, affine[:branches], affine[branches:], eps)
-        out = products.pointwise(x, state.kernel, state.bias).relu_()
+        out = products.pointwise(x, state.kernel, state.bias, relu=True)
         ctx.save_for_backward(x, out, *parameters)
         ctx.state, ctx.arguments = state, (eps, groups, number)
         observe(torch.from_numpy(state.statistics), state.count)
@@ -281,11 +281,12 @@ class _StemStep(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, weight_1x1: Tensor, eps: Any, observe: Any, stride: int, *affine: Tensor
     ):
         patches = _patches(x, stride)
-        stacked = weight.new_zeros(2, weight.shape[0], 9, x.shape[1])
-        stacked[0] = weight.detach().flatten(2).transpose(1, 2)
-        stacked[1, :, 4] = weight_1x1.detach().flatten(1)
-        state = _PointState(patches, stacked.flatten(2), affine[:2], affine[2:], eps)
-        out = products.pointwise(patches, state.kernel, state.bias).relu_()
+        stacked = weight.new_zeros(2, weight.shape[0], patches.shape[1])
+        taps = _taps(stacked, x.shape[1])
+        taps[0] = weight.detach().flatten(2).transpose(1, 2)
+        taps[1, :, 4] = weight_1x1.detach().flatten(1)
+        state = _PointState(patches, stacked, affine[:2], affine[2:], eps)
+        out = products.pointwise(patches, state.kernel, state.bias, relu=True)
         ctx.save_for_backward(x, out, weight, weight_1x1, *affine)
         ctx.state, ctx.arguments = state, (eps, stride)
         observe(torch.from_numpy(state.statistics), state.count)
@@ -301,20 +302,25 @@ class _StemStep(torch.autograd.Function):
             found = reference.gradients(reference.stem, inputs, (eps, stride), gradient)
             return (None, *found[1:3], *(None,) * 3, *found[3:])
         _, of_weights, of_gammas, beta = ctx.state.gradients(gradient, out, _patches(x, stride), False)
-        taps = of_weights.unflatten(2, (9, x.shape[1])).transpose(2, 3)  # (2, C_out, C, 9)
+        taps = _taps(of_weights, x.shape[1])
         return (
             None,
-            taps[0].reshape(weight.shape),
-            taps[1, :, :, 4].reshape(weight_1x1.shape),
+            taps[0].transpose(1, 2).reshape(weight.shape),
+            taps[1, :, 4].reshape(weight_1x1.shape),
             *(None,) * 3,
             *of_gammas,
             *(beta, beta.clone()),
         )
 
 
+def _taps(weights: Tensor, channels: int) -> Tensor:
+    """Weights for patches as ``(branches, C_out, 9, C)``, without the columns that meet zeros."""
+    return weights[:, :, : 9 * channels].view(*weights.shape[:2], 9, channels)
+
+
 def _patches(x: Tensor, stride: int) -> Tensor:
-    """The 3x3 patches of ``x`` as a map of 9 C channels, on which the stem is a Point-Block."""
+    """The 3x3 patches of ``x``, on which the stem is a Point-Block: 9 C channels and zeros up to a multiple of 16."""
     n, channels, height, width = x.shape
-    out = _empty_map(x, n, 9 * channels, (height - 1) // stride + 1, (width - 1) // stride + 1)
+    out = _empty_map(x, n, (9 * channels + 15) // 16 * 16, (height - 1) // stride + 1, (width - 1) // stride + 1)
     over_parts(loops.patches, n, _array(x), stride, _array(out))
     return out

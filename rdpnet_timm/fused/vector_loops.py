@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 
 from .jit import compiled
-from .lanes import accumulate, lane_count, load, open_relu, prefetch, relu, store, zero
+from .lanes import accumulate, broadcast, lane_count, load, open_relu, prefetch, relu, store, zero
 from .loops import patches
+
+BLOCK = 256  # positions whose products are summed in the maps' own dtype, and which stay in the cache meanwhile
 
 __all__ = [
     "channel_sums",
@@ -23,6 +25,7 @@ __all__ = [
     "depth_output",
     "depth_sums",
     "masked_gradient",
+    "outer_sums",
     "patches",
 ]
 
@@ -322,3 +325,38 @@ def channel_sums(start: int, stop: int, part: int, x: Any, totals: Any) -> None:
             for o in range(i, i + columns * channels, channels):
                 s = s + load(x, o)
             accumulate(totals, part * channels + c, s)
+
+
+@compiled
+def outer_sums(start: int, stop: int, part: int, a: Any, b: Any, is_symmetric: bool, totals: Any) -> None:
+    """Sums of a b^T over positions in ``totals`` ``(parts, C_a, C_b)``, of a symmetric one the upper triangle.
+
+    Four channels of ``a`` meet two registers of ``b``: eight sums in registers, six loads for eight products. C_a is a
+    multiple of 4 and C_b one of two registers.
+    """
+    _, rows, columns, height = a.shape
+    width, lanes = b.shape[3], lane_count(b)
+    last = stop * rows * columns
+    for first in range(start * rows * columns, last, BLOCK):
+        for r in range(0, height, 4):
+            for c in range(r // (2 * lanes) * 2 * lanes if is_symmetric else 0, width, 2 * lanes):
+                s0 = s1 = s2 = s3 = t0 = t1 = t2 = t3 = zero(b)
+                for position in range(first, min(first + BLOCK, last)):
+                    u, v = load(b, position * width + c), load(b, position * width + c + lanes)
+                    y = broadcast(a, position * height + r)
+                    s0, t0 = s0 + y * u, t0 + y * v
+                    y = broadcast(a, position * height + r + 1)
+                    s1, t1 = s1 + y * u, t1 + y * v
+                    y = broadcast(a, position * height + r + 2)
+                    s2, t2 = s2 + y * u, t2 + y * v
+                    y = broadcast(a, position * height + r + 3)
+                    s3, t3 = s3 + y * u, t3 + y * v
+                i = (part * height + r) * width + c
+                accumulate(totals, i, s0)
+                accumulate(totals, i + lanes, t0)
+                accumulate(totals, i + width, s1)
+                accumulate(totals, i + width + lanes, t1)
+                accumulate(totals, i + 2 * width, s2)
+                accumulate(totals, i + 2 * width + lanes, t2)
+                accumulate(totals, i + 3 * width, s3)
+                accumulate(totals, i + 3 * width + lanes, t3)
