@@ -113,6 +113,10 @@ class _MultiBranchBlock(Reparameterizable):
     """
 
     fused: bool = True
+    _fused_branches: Tuple[str, ...] = (
+        "conv3x3",
+        "conv1x1",
+    )  # those that the fused step of this kind of block is made for
 
     def __init__(
         self,
@@ -201,6 +205,8 @@ class _MultiBranchBlock(Reparameterizable):
         if not (self.training and self.fused) or self.branches is None:
             return False
         convs, norms = self.parts()
+        if not set(self._fused_branches) <= set(self.branches):  # some were removed
+            return False
         if any(type(conv) not in (nn.Conv2d, _SlicedConv2d) for conv in convs):
             return False
         others = [branch for branch in self.branches.values() if isinstance(branch, _ConvNorm)]
@@ -350,6 +356,8 @@ class DepthBlock(_MultiBranchBlock):
     In the deploy form the 3x3 convolution may carry the stride of the Point-Block behind it, see :class:`RDPModule`.
     """
 
+    _fused_branches: Tuple[str, ...] = ("conv3x3", "conv1x1", "identity")
+
     def __init__(
         self,
         channels: int,
@@ -381,6 +389,8 @@ class PointBlock(_MultiBranchBlock):
 
     The identity branch is the paper's ablation (Table 8), not part of RDPNet.
     """
+
+    _fused_branches: Tuple[str, ...] = ("conv1x1_a",)
 
     def __init__(
         self,

@@ -1,30 +1,50 @@
-"""What training costs: a step of the train form, of the same network with single branches, and of MobileNetV2."""
+"""What training costs: a step of the train form either way, of the same network with single branches, of MobileOne."""
 
 import warnings
-from itertools import accumulate
-from typing import Any, Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, product
+from typing import Any, Callable, List, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from ..blocks import DepthBlock, PointBlock, RepVGGBlock
+from ..allocator import keep_freed_memory
+from ..blocks import DepthBlock, PointBlock, RepVGGBlock, set_fused
 from ..measure.size import count
 from . import peers
 from .backends import pin_threads
 from .report import Result, Start, entry_facts, measure_run
-from .tables import IMAGENET_SIZE, TRAIN, Entry
+from .tables import CIFAR_SIZE, IMAGENET_SIZE, TRAIN, Entry
 
 __all__ = ["measure_training", "peak_memory", "single_branch", "training_step"]
 
-MULTI_BRANCH = "RDPNet-1.0x"
 TRAINING_TITLE = "The cost of training"
 TRAINING_NOTE = (
-    "One step is forward, backward and SGD on one batch of random 224x224 images. Peak memory is what PyTorch's "
-    "allocator holds on top of weights and momenta."
+    "One step is forward, backward and SGD on one batch of random images, in channels_last; the allocator keeps freed "
+    "memory. *single branches* is the same network with one convolution and one norm a block, *fused* and *branch by "
+    "branch* are two ways to compute the same step of the train form (docs/train_step.md). Peak memory is what "
+    "PyTorch's allocator holds on top of weights and momenta."
 )
-BATCH = {"cpu": 16, "cuda": 128}
+SINGLE = "single branches"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a run trains: RDPNet at a width, on images of a size, in a batch."""
+
+    width: float
+    size: Tuple[int, int, int]
+    batch: int
+
+
+SETTINGS = (
+    *(Setting(width, CIFAR_SIZE, batch) for batch in (16, 32, 128) for width in (0.25, 1.0, 1.25)),
+    *(Setting(width, IMAGENET_SIZE, 16) for width in (0.25, 1.0, 1.25)),
+)
+QUICK_SETTINGS = (Setting(0.25, CIFAR_SIZE, 16),)
+GPU_SETTINGS = (Setting(1.0, IMAGENET_SIZE, 128),)
 
 
 def single_branch(model: nn.Module) -> nn.Module:
@@ -32,29 +52,49 @@ def single_branch(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if isinstance(module, (DepthBlock, PointBlock, RepVGGBlock)) and module.branches is not None:
             module.branches = nn.ModuleDict(dict([next(iter(module.branches.items()))]))
-    return model
+    return set_fused(model, False)
 
 
-ENTRIES = (
-    Entry(MULTI_BRANCH, lambda: peers.rdpnet(1.0)),
-    Entry("RDPNet-1.0x with single branches", lambda: single_branch(peers.rdpnet(1.0))),
-    Entry("MobileNetV2-1.0x", lambda: peers.mobilenet_v2(1.0)),
-)
+def entries(setting: Setting) -> List[Entry]:
+    """The contestants of a run; MobileOne, the nearest relative with branches, beside the width of its cost."""
+    is_small = setting.size == CIFAR_SIZE
+
+    def rdpnet() -> nn.Module:
+        return peers.rdpnet(setting.width, strides=peers.CIFAR_STRIDES if is_small else (2, 2, 2, 2, 2))
+
+    def mobileone() -> nn.Module:
+        model = peers.timm_model("mobileone_s0")
+        return peers.cifar_form(model) if is_small else model
+
+    name = f"RDPNet-{setting.width}x"
+    found = [
+        Entry(f"{name}, {SINGLE}", lambda: single_branch(rdpnet()), setting.size),
+        Entry(f"{name}, fused", rdpnet, setting.size),
+        Entry(f"{name}, branch by branch", lambda: set_fused(rdpnet(), False), setting.size),
+    ]
+    return found + ([Entry("MobileOne-S0", mobileone, setting.size)] if setting.width == 1 else [])
 
 
-def training_step(model: nn.Module, batch: int, size: Sequence[int], device: str = "cpu") -> Callable[[], None]:
-    """A function that does one step of SGD on one random batch ``(batch, C, H, W)``.
+def training_step(
+    model: nn.Module, batch: int, size: Sequence[int], device: str = "cpu", precision: torch.dtype = torch.float32
+) -> Callable[[], None]:
+    """A function that does one step of SGD on one random batch ``(batch, C, H, W)`` in channels_last.
+
+    With a ``precision`` other than float32 the forward pass runs under autocast.
 
     The learning rate is 0, which costs as much as any other: a network that learns its one batch by heart has gradients
     so small that they are denormal numbers, with which a CPU computes ten times as long.
     """
-    model.train().to(device)
-    images, labels = torch.randn(batch, *size, device=device), torch.zeros(batch, dtype=torch.long, device=device)
+    model.train().to(device, memory_format=torch.channels_last)
+    images = torch.randn(batch, *size, device=device).contiguous(memory_format=torch.channels_last)
+    labels = torch.zeros(batch, dtype=torch.long, device=device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9, weight_decay=1e-4)
 
     def step() -> None:
         optimizer.zero_grad()
-        F.cross_entropy(model(images), labels).backward()
+        with torch.autocast(device, precision, enabled=precision != torch.float32):
+            loss = F.cross_entropy(model(images), labels)
+        loss.backward()
         optimizer.step()
         if device == "cuda":
             torch.cuda.synchronize()
@@ -80,29 +120,41 @@ def peak_memory(step: Callable[[], object], device: str = "cpu") -> int:
     return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
 
 
+def _precisions(device: str) -> List[torch.dtype]:
+    """float32, and bfloat16 where the processor multiplies in it."""
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    knows = device == "cuda" or any(getattr(torch.cpu, name, lambda: False)() for name in names)
+    return [torch.float32, torch.bfloat16] if knows else [torch.float32]
+
+
 def measure_training(result: Result, threads: Sequence[int], start: Start, save: Callable[[], Any]) -> None:
-    """Measure the three networks on the CPU, with each number of threads, and on a GPU where there is one."""
-    runs = [("cpu", number) for number in threads] + ([("cuda", 1)] if torch.cuda.is_available() else [])
-    size = (3, 64, 64) if result["quick"] else IMAGENET_SIZE
-    for device, number in runs:
-        batch = 2 if result["quick"] else BATCH[device]
-        turn = start(f"training, {device}, {number} threads", len(result["runs"]), len(runs))
+    """Measure all settings on the CPU, with each number of threads, and one on a GPU where there is one."""
+    keep_freed_memory()
+    settings = QUICK_SETTINGS if result["quick"] else SETTINGS
+    runs = [("cpu", *run) for run in product(_precisions("cpu"), threads, settings)]
+    if torch.cuda.is_available() and not result["quick"]:
+        runs += [("cuda", *run) for run in product(_precisions("cuda"), (1,), GPU_SETTINGS)]
+    for device, precision, number, setting in runs:
+        title = f"{device}, {setting.size[1]}x{setting.size[2]}, RDPNet-{setting.width}x, batch {setting.batch}"
+        if precision != torch.float32:
+            title += ", bfloat16"
+        turn = start(f"{title}, {number} threads", len(result["runs"]), len(runs))
         pin_threads(number)
         steps, contestants = {}, {}
-        for entry in ENTRIES:
+        for entry in entries(setting):
             torch.manual_seed(0)
             model = entry.build()
-            facts = entry_facts(entry, TRAIN, *count(model, size))
-            steps[f"{entry.name}, {TRAIN}"] = step = training_step(model, batch, size, device)
-            step()  # the optimizer makes its momenta in the first
-            facts["extra"] = {"batch": batch, "peak MB": round(peak_memory(step, device) / 1e6)}
-            contestants[f"{entry.name}, {TRAIN}"] = {**facts, "size": size}
+            facts = entry_facts(entry, TRAIN, *count(model, entry.size))
+            steps[f"{entry.name}, {TRAIN}"] = step = training_step(model, setting.batch, entry.size, device, precision)
+            step()  # the optimizer makes its momenta in the first, and the fused step is compiled
+            facts["extra"] = {"batch": setting.batch, "peak MB": round(peak_memory(step, device) / 1e6)}
+            contestants[f"{entry.name}, {TRAIN}"] = facts
         measure_run(
             result,
             steps,
             turn,
-            comparison=f"{device}, batch {batch}",
-            reference=f"{MULTI_BRANCH}, {TRAIN}",
+            comparison=title,
+            reference=f"RDPNet-{setting.width}x, {SINGLE}, {TRAIN}",
             backend=device,
             threads=number,
             contestants=contestants,
