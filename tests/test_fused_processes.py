@@ -1,0 +1,95 @@
+"""The fused train step in fresh processes: several that start at once, no place for a cache, DDP."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+pytest.importorskip("numba")
+pytestmark = pytest.mark.slow
+
+STEP = """
+    import torch
+    from rdpnet_timm.blocks import RDPModule, set_fused
+    from rdpnet_timm.fused import conditions
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    module = RDPModule(16, 32, 2).train()
+    x, results = torch.randn(4, 16, 12, 12), []
+    for fused in (True, False):
+        set_fused(module, fused)
+        assert module.may_fuse(x) is fused
+        module.zero_grad()
+        module(x).square().sum().backward()
+        results.append([parameter.grad for parameter in module.parameters()])
+    for a, b in zip(*results):
+        assert (a - b).abs().max() <= 1e-3 * b.abs().max() + 1e-4, (a, b)
+"""
+
+
+def start(code, *arguments, **environment):
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(*processes):
+    for process in processes:
+        printed, _ = process.communicate()
+        assert process.returncode == 0, f"exit {process.returncode}\n{printed[-3000:]}"
+
+
+def test_processes_that_start_at_once_compile_into_one_cache(tmp_path):
+    finish(*(start(STEP, NUMBA_CACHE_DIR=str(tmp_path)) for _ in range(2)))
+    assert list(tmp_path.rglob("*.nbi"))
+    finish(start(STEP, NUMBA_CACHE_DIR=str(tmp_path)))  # what they have left can be read
+
+
+NO_CACHE = """
+    from numba.core.caching import CompileResultCacheImpl
+    CompileResultCacheImpl._locator_classes = []  # as where neither the package's folder nor the user's can be written
+    from rdpnet_timm.fused.jit import compiled, compiled_sums
+    for decorator in (compiled, compiled_sums):
+        assert decorator(lambda a, b: a + b)(1, 2) == 3
+"""
+
+
+def test_without_a_place_for_a_cache_every_process_compiles_for_itself():
+    finish(start(NO_CACHE))
+
+
+DDP = """
+    import sys, torch, torch.distributed as dist
+    from rdpnet_timm.blocks import RDPModule, set_fused
+    rank, store = int(sys.argv[1]), sys.argv[2]
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    module = RDPModule(16, 8, dtype=torch.float64).train()
+    batches = torch.randn(2, 4, 16, 9, 9, dtype=torch.float64)
+    ddp = torch.nn.parallel.DistributedDataParallel(module)
+    assert module.may_fuse(batches[rank])
+    for _ in range(2):
+        ddp.zero_grad()
+        ddp(batches[rank]).square().mean().backward()
+    other = set_fused(RDPModule(16, 8, dtype=torch.float64).train(), False)
+    other.load_state_dict(module.state_dict())
+    mean = [0] * len(list(other.parameters()))
+    for batch in batches:
+        other.zero_grad()
+        other(batch).square().mean().backward()
+        mean = [a + p.grad / 2 for a, p in zip(mean, other.parameters())]
+    for expected, parameter in zip(mean, module.parameters()):
+        torch.testing.assert_close(parameter.grad, expected, rtol=1e-9, atol=1e-12)
+    dist.destroy_process_group()
+"""
+
+
+def test_two_processes_of_ddp_have_the_branches_mean_gradient(tmp_path):
+    finish(*(start(DDP, rank, tmp_path / "store") for rank in range(2)))
