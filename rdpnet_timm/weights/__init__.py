@@ -5,7 +5,7 @@ A card says what was trained on what and how, what accuracy the file has in both
 
 import json
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Union
+from typing import Any, Dict, List, Union
 
 from ..files import sha256
 
@@ -23,14 +23,6 @@ def card(path: Union[str, Path]) -> Dict[str, Any]:
     """The card of the weights ``path``, or of shipped weights named like ``'rdpnet_025_cifar.digits'``."""
     path = Path(path) if Path(path).suffix == ".safetensors" else FOLDER / f"{path}.safetensors"
     return json.loads(path.with_suffix(".json").read_text())
-
-
-def class_names(path: Union[str, Path]) -> Optional[List[str]]:
-    """The names of the classes on the card of a weight file; None where it has no card, or one without them."""
-    try:
-        return card(path)["classes"]
-    except (OSError, KeyError, TypeError, ValueError):
-        return None
 
 
 def description(card: Dict[str, Any]) -> str:
