@@ -23,7 +23,7 @@ __all__ = ["run"]
 DETECTOR, SEGMENTOR = "faster_rcnn_rdpnet075_sample.py", "deeplabv3plus_rdpnet075_sample.py"
 LARGER = 1.25  # pictures are drawn so much larger, for the labels
 SHOWN = 4
-LEAST = 0.4  # score of a detection that is drawn
+LEAST = 0.5  # score of a detection that is drawn
 
 
 def run(output: Path, narrator: Optional[Narrator] = None) -> None:
