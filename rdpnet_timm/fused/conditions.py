@@ -15,6 +15,8 @@ __all__ = ["have_hooks", "is_installed", "load_step", "norms_are_known", "track"
 
 SMALLEST = 256  # positions of a batch; with fewer, a fused step's calls cost more than the branches
 DTYPES = (torch.float32, torch.float64)
+# torch's hooks of all modules; the function that asks for them all came after torch 2.5
+GLOBAL_HOOKS = tuple(f"_global_{kind}_hooks" for kind in ("forward", "forward_pre", "backward", "backward_pre"))
 _logger = logging.getLogger(__name__)
 
 
@@ -88,7 +90,7 @@ def _is_plain_eager() -> bool:
 
 def have_hooks(modules: Sequence[nn.Module]) -> bool:
     """Whether calling one of ``modules`` would call a hook as well."""
-    if torch_module._has_any_global_hook():
+    if any(getattr(torch_module, hooks) for hooks in GLOBAL_HOOKS):
         return True
     return any(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
