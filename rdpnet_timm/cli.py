@@ -36,6 +36,7 @@ def _add_subcommands(subcommands: Subcommands) -> None:
     _add_bench(subcommands)
     _add_bench_int8_speed(subcommands)
     _add_bench_int8_accuracy(subcommands)
+    _add_bench_whole_networks(subcommands)
     _add_bench_docs(subcommands)
     _add_demo(subcommands)
     _add_sample_voc(subcommands)
@@ -414,8 +415,18 @@ def _add_export(subcommands: Subcommands) -> None:
         help="INT8 weights of 7 bits, for x86 without VNNI, where 8 overflow; by default where this CPU is one",
     )  # fmt: skip
     parser.add_argument("--classes", metavar="FILE", help="class names for the JSON, one a line")
-    parser.add_argument("--tolerance", type=float, default=1e-4, help="of the largest logit, float [%(default)s]")
-    parser.add_argument("--int8-tolerance", type=float, default=0.3, help="root mean square, INT8 [%(default)s]")
+    parser.add_argument(
+        "--tolerance", type=float,
+        help="float: of the largest logit [1e-4]; of a detector or segmentor, boxes or pixels that differ [0.01]",
+    )  # fmt: skip
+    parser.add_argument(
+        "--int8-tolerance", type=float,
+        help="INT8: root mean square [0.3]; of a detector or segmentor, boxes without one near by [0.5]",
+    )  # fmt: skip
+    whole = parser.add_argument_group("detectors and segmentors")
+    whole.add_argument("--size", nargs=2, type=int, metavar=("H", "W"), help="of the pictures; by default any")
+    whole.add_argument("--score-threshold", type=float, metavar="SCORE", help="leave out boxes below [the config's]")
+    whole.add_argument("--logits", action="store_true", help="a segmentor's logits beside its classes")
     parser.set_defaults(run=_export)
 
 
@@ -436,6 +447,14 @@ def _export(args: argparse.Namespace) -> None:
     if args.model.endswith(".py"):
         _export_openmmlab(args)
         return
+    for option, given in {
+        "--checkpoint": args.checkpoint, "--size": args.size, "--score-threshold": args.score_threshold,
+        "--logits": args.logits,
+    }.items():  # fmt: skip
+        if given:
+            raise ValueError(
+                f"{option} is for a detector or segmentor, whose config (.py) comes first; got '{args.model}'"
+            )
     model = load_model(args.model, args.arch, random_weights=args.random_weights)
     calibration = None
     if args.calibration:
@@ -455,8 +474,8 @@ def _export(args: argparse.Namespace) -> None:
             bias_correction=args.bias_correction,
             reduce_range=args.reduce_range,
             class_names=class_names,
-            tolerance=args.tolerance,
-            int8_tolerance=args.int8_tolerance,
+            tolerance=1e-4 if args.tolerance is None else args.tolerance,
+            int8_tolerance=0.3 if args.int8_tolerance is None else args.int8_tolerance,
             overwrite=args.overwrite,
             report=report,
         )
@@ -464,11 +483,40 @@ def _export(args: argparse.Namespace) -> None:
 
 
 def _export_openmmlab(args: argparse.Namespace) -> None:
-    from .openmmlab.export import export_openmmlab
+    from pathlib import Path
 
-    size = tuple(args.input_size[1:]) if args.input_size else (512, 512)
-    for name, difference in export_openmmlab(args.model, args.output, args.checkpoint, size).items():
-        print(f"{args.output}/{name}.onnx: outputs differ by at most {difference.largest:.2e} of the largest")
+    from .deploy.calibration import load_pictures
+    from .openmmlab.export import export_openmmlab, table
+
+    for option, given in {
+        "--model": args.arch, "--input-size": args.input_size, "--dynamic-batch": args.dynamic_batch,
+        "--normalize": args.normalize,
+    }.items():  # fmt: skip
+        if given:
+            raise ValueError(
+                f"{option} is for classifiers; a detector or segmentor takes one picture at a time, of any size or of "
+                "--size H W, and normalises it itself"
+            )
+    networks = export_openmmlab(
+        args.model,
+        args.output,
+        args.checkpoint,
+        args.formats,
+        args.name,
+        tuple(args.size) if args.size else None,
+        args.score_threshold,
+        args.logits,
+        Path(args.classes).read_text().splitlines() if args.classes else None,
+        load_pictures(args.calibration, args.calibration_images) if args.calibration else None,
+        args.int8,
+        equalization=args.equalize,
+        bias_correction=args.bias_correction,
+        reduce_range=args.reduce_range,
+        overwrite=args.overwrite,
+        tolerance=0.01 if args.tolerance is None else args.tolerance,
+        int8_tolerance=0.5 if args.int8_tolerance is None else args.int8_tolerance,
+    )
+    print(table(networks))
 
 
 def _add_bench(subcommands: Subcommands) -> None:
@@ -555,6 +603,36 @@ def _bench_int8_speed(args: argparse.Namespace) -> None:
     if args.threads:
         require_threads(*args.threads)
     run(Path(args.output), args.widths or WIDTHS, args.threads, args.rounds, args.skip, not args.no_borders)
+
+
+def _add_bench_whole_networks(subcommands: Subcommands) -> None:
+    parser = subcommands.add_parser(
+        "bench whole-networks",
+        help="exported detectors and segmentors beside PyTorch",
+        description="Score, boxes and latency on one thread of exported detectors or segmentors, beside both forms in "
+        "PyTorch, on the test data of a config.",
+    )
+    parser.add_argument("config", metavar="CONFIG")
+    parser.add_argument("--checkpoint", required=True, metavar="FILE", help="what was exported")
+    parser.add_argument("artifacts", nargs="+", metavar="FILE", help=".onnx, for both runtimes, or OpenVINO's .xml")
+    parser.add_argument("--pictures", type=_count, metavar="N", help="at most, the first ones [all]")
+    parser.add_argument("--rounds", type=_count, default=20, metavar="N", help="timed calls of each [%(default)s]")
+    parser.add_argument("-o", "--output", metavar="FILE", help="the figures as JSON")
+    parser.set_defaults(run=_bench_whole_networks)
+
+
+def _bench_whole_networks(args: argparse.Namespace) -> None:
+    import torch
+
+    from .bench.whole_networks import as_json, compare, table
+    from .files import atomic_path
+
+    torch.set_num_threads(1)
+    rows = compare(args.config, args.checkpoint, args.artifacts, args.pictures, args.rounds)
+    if args.output:
+        with atomic_path(args.output) as path:
+            path.write_text(as_json(rows))
+    print(table(rows))
 
 
 def _add_bench_int8_accuracy(subcommands: Subcommands) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -30,13 +31,14 @@ def run(output: Path, narrator: Optional[Narrator] = None) -> None:
     """Make a sample data set, train and evaluate a detector and a segmentor on it, and draw what they see.
 
     Leaves in ``output`` the data, the work folders of both runs, ``detections.png`` and ``masks.png`` (the truth above
-    what was found), and ``openmmlab.json`` with mAP and mIoU.
+    what was found), the exported detector and what it found without PyTorch in ``on_device``, and ``openmmlab.json``
+    with mAP, mIoU and the share of boxes that are the same with and without PyTorch.
 
     Raises:
         ImportError: OpenMMLab's packages are not installed.
         RuntimeError: a run failed; the end of its output is in the message.
     """
-    require_all(("mim", "mmdet", "mmseg"), "the demo", "demo")
+    require_all(("mim", "mmdet", "mmseg", "onnx", "onnxruntime"), "the demo", "demo")
     output, narrator = Path(output).resolve(), narrator or Narrator()
     devkit = output / "VOCdevkit"
     narrator.say(
@@ -59,11 +61,16 @@ def run(output: Path, narrator: Optional[Narrator] = None) -> None:
     os.environ["VOCDEVKIT"] = str(devkit)
     with warnings.catch_warnings(), narrator.during("drawing what they see"):
         warnings.simplefilter("ignore")  # OpenMMLab's packages of one another's deprecations
-        draw_detections(
-            folder / DETECTOR, _checkpoint(output / "detector"), devkit / "VOC2007", output / "detections.png"
-        )
+        config, checkpoint, year = folder / DETECTOR, _checkpoint(output / "detector"), devkit / "VOC2007"
+        found, same = detect_on_device(config, checkpoint, year, output / "on_device")
+        draw_detections(config, checkpoint, year, output / "detections.png", found)
         draw_masks(folder / SEGMENTOR, _checkpoint(output / "segmentor"), devkit / "VOC2012", output / "masks.png")
+    scores["same_boxes_on_device"] = same
     (output / "openmmlab.json").write_text(json.dumps(scores, indent=2) + "\n")
+    narrator.say(
+        f"The detector as ONNX, run without PyTorch: in {SHOWN} pictures {same:.1%} of the boxes are PyTorch's, with an"
+    )
+    narrator.say(f"overlap of 0.99 and scores to 0.001; {output}/on_device")
     narrator.say(f"Pictures: {output}/detections.png, {output}/masks.png")
 
 
@@ -111,14 +118,58 @@ def _scaled(box: Sequence[float]) -> List[float]:
     return [LARGER * corner for corner in box]
 
 
-def draw_detections(config: Path, checkpoint: str, year: Path, file: Path, count: int = SHOWN) -> None:
-    """Draw ``count`` test pictures with the true boxes above those found (score at least ``LEAST``)."""
+Found = Dict[str, List[Tuple[str, float, List[float]]]]  # by name of the picture: label, score, box
+
+
+def detect_on_device(
+    config: Path, checkpoint: str, year: Path, folder: Path, count: int = SHOWN
+) -> Tuple[Found, float]:
+    """Export a detector, and let a Python that does not load PyTorch find boxes by it in ``count`` test pictures.
+
+    Returns:
+        What it found, and the share of boxes that are the same as mmdet's.
+
+    Raises:
+        RuntimeError: the other Python failed; the end of its output is in the message.
+    """
+    from ..deploy.calibration import load_pictures
+    from ..openmmlab.export import export_openmmlab
+
+    pictures = folder / "pictures"
+    pictures.mkdir(parents=True, exist_ok=True)
+    for name in _names(year, "Main/test.txt", count):
+        shutil.copy(year / "JPEGImages" / f"{name}.jpg", pictures)
+    (exported,) = export_openmmlab(
+        config, folder, checkpoint, name="detector", pictures=load_pictures(pictures), rounds=3, overwrite=True
+    )
+    script = Path(__file__).with_name("on_device.py")
+    command = [sys.executable, str(script), str(exported.path), str(pictures), str(folder / "found")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{script.name} failed ({done.returncode}):\n{done.stderr[-2000:]}")
+    found = json.loads((folder / "found" / "boxes.json").read_text())
+    return {Path(name).stem: boxes for name, boxes in found.items()}, exported.agreement.same
+
+
+def draw_detections(
+    config: Path, checkpoint: str, year: Path, file: Path, on_device: Optional[Found] = None, count: int = SHOWN
+) -> None:
+    """Draw ``count`` test pictures with the true boxes above those found (score at least ``LEAST``).
+
+    Args:
+        config: the detector's.
+        checkpoint: its weights.
+        year: folder of the data.
+        file: what to write.
+        on_device: boxes found without PyTorch, for a row of their own.
+        count: of pictures.
+    """
     from xml.etree import ElementTree
 
     from mmdet.apis import inference_detector, init_detector
 
     model = init_detector(str(config), checkpoint, device="cpu")
-    above, below = [], []
+    above, below, last = [], [], []
     for name in _names(year, "Main/test.txt", count):
         path = year / "JPEGImages" / f"{name}.jpg"
         true = []
@@ -134,10 +185,15 @@ def draw_detections(config: Path, checkpoint: str, year: Path, file: Path, count
         picture = _enlarged(Image.open(path).convert("RGB"))
         above.append(with_boxes(picture, [(LOOKS[label], _scaled(box), BLACK) for label, box in true]))
         below.append(with_boxes(picture, judged(true, detections)))
+        if on_device is not None:
+            kept_there = [each for each in on_device[name] if each[1] >= LEAST]
+            last.append(with_boxes(picture, judged(true, kept_there)))
     rows = [
         ("Drawn shapes, which stand for VOC's classes: what is there", above),
         (f"What the detector finds with a score of {LEAST} or more; in red what is wrong or was missed", below),
     ]
+    if last:
+        rows.append(("What the same detector finds as an ONNX file, without PyTorch", last))
     save_rows(rows, file)
 
 

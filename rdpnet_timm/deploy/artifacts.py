@@ -5,7 +5,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Callable, Container, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Container, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from .formats import FORMATS, Format, Runner, available_threads, known_format, r
 from .normalize import fold_normalization
 from .quantize import QUANTIZERS
 
-__all__ = ["Artifact", "export", "table"]
+__all__ = ["Artifact", "Tuned", "columns", "export", "spelled", "table", "tune", "version_of"]
 
 
 @dataclass
@@ -186,7 +186,9 @@ def export(
             artifact = _checked(kind, format_name, precision, path, inputs, expected, dynamic_batch)
             _require(artifact, tolerance if precision == "float32" else int8_tolerance)
             report(f"{format_name}, {precision}: timing threads and options")
-            _tune(artifact, kind, example.numpy(), rounds)
+            artifact.threads, artifact.options, artifact.latency_ms, artifact.tried = tune(
+                artifact.path, kind, example.numpy(), rounds
+            )
             sidecar = path.with_name(path.name + ".json")
             names = class_names or (calibration and calibration.class_names) or _known_class_names(model)
             facts = _facts(model, artifact, preprocessing, pixel_range, dynamic_batch, names, steps)
@@ -216,12 +218,17 @@ def table(artifacts: Sequence[Artifact]) -> str:
                 f"{best.agreement:.1%} of {best.images}",
                 f"{artifact.size / 1e6:.2f}",
                 f"{artifact.latency_ms:.2f}",
-                f"{artifact.threads} thread{'s' * (artifact.threads > 1)}, {_spelled(artifact.options)}",
+                f"{artifact.threads} thread{'s' * (artifact.threads > 1)}, {spelled(artifact.options)}",
             ]
         )
+    return columns(rows)
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells, the first of them the headings, one below the other."""
     widths = [max(map(len, column)) for column in zip(*rows)]
-    rows.insert(1, ["-" * width for width in widths])
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+    lines = [rows[0], ["-" * width for width in widths], *rows[1:]]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in lines)
 
 
 def _weights_sha256(model: nn.Module) -> str:
@@ -321,14 +328,31 @@ def _require(artifact: Artifact, tolerance: float) -> None:
             )
 
 
-def _tune(artifact: Artifact, kind: Format, image: np.ndarray, rounds: int, seconds: float = 3.0) -> None:
-    """Find the fastest threads and options, and write them into ``artifact``."""
+class Tuned(NamedTuple):
+    """``threads``, ``options``: the fastest; ``latency_ms``: with these; ``tried``: shortest times in ms by choice."""
+
+    threads: int
+    options: Dict[str, Any]
+    latency_ms: float
+    tried: Dict[str, float]
+
+
+def tune(path: Path, kind: Format, image: np.ndarray, rounds: int, seconds: float = 3.0) -> Tuned:
+    """Find the number of threads and the runtime options that an artefact is fastest with.
+
+    Args:
+        path: its main file.
+        kind: its format.
+        image: what it takes.
+        rounds: timed calls of each choice, at most.
+        seconds: about how long it may take; the slowest choices drop out at once.
+    """
     choices = {
-        f"{threads} thread{'s' * (threads > 1)}, {_spelled(options)}": (threads, options)
+        f"{threads} thread{'s' * (threads > 1)}, {spelled(options)}": (threads, options)
         for threads in ([1] if kind.one_pool else available_threads())
         for options in kind.options
     }
-    runners = {label: kind.load(artifact.path, *choice) for label, choice in choices.items()}
+    runners = {label: kind.load(path, *choice) for label, choice in choices.items()}
     contestants = {label: lambda run=run: run(image) for label, run in runners.items()}
     first = measure(contestants, 1, warmup=1, primed=False)
     contestants = {
@@ -338,13 +362,13 @@ def _tune(artifact: Artifact, kind: Format, image: np.ndarray, rounds: int, seco
     }
     turn = 2 * sum(first.minimum(label) for label in contestants) / 1e3
     timed = measure(contestants, max(1, min(rounds, int(seconds / turn))), warmup=1)
-    artifact.tried = {label: round(timed.minimum(label), 4) for label in contestants}
+    tried = {label: round(timed.minimum(label), 4) for label in contestants}
     fastest = min(contestants, key=timed.minimum)
-    artifact.threads, artifact.options = choices[fastest]
-    artifact.latency_ms = artifact.tried[fastest]
+    return Tuned(*choices[fastest], tried[fastest], tried)
 
 
-def _spelled(options: Dict[str, Any]) -> str:
+def spelled(options: Dict[str, Any]) -> str:
+    """Runtime options in one line."""
     return ", ".join(f"{name}={value}" for name, value in options.items()) or "defaults"
 
 
@@ -394,11 +418,12 @@ def _facts(
         },
         "size_bytes": artifact.size,
         "sha256": {file.name: sha256(file) for file in artifact.files},
-        "versions": {package: _version(package) for package in packages},
+        "versions": {package: version_of(package) for package in packages},
     }
 
 
-def _version(package: str) -> Optional[str]:
+def version_of(package: str) -> Optional[str]:
+    """Version of an installed package."""
     try:
         return version(package)
     except PackageNotFoundError:

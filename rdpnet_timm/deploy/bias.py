@@ -1,7 +1,7 @@
 """Bias correction: what rounding the weights will add to a layer's output on average, its bias takes away."""
 
 from copy import deepcopy
-from typing import Any, Dict, Tuple
+from typing import Any, Dict, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ def rounded(weight: Tensor) -> Tensor:
     return (weight / scale).round() * scale
 
 
-def correct_bias(model: nn.Module, images: Tensor, inplace: bool = False) -> nn.Module:
+def correct_bias(model: nn.Module, images: Union[Tensor, Sequence[Tensor]], inplace: bool = False) -> nn.Module:
     """Correct the biases of all convolutions and linear layers for the rounding of their weights.
 
     Rounding changes a layer's output by ``dW * x``; its mean over many images, ``dW * E[x]``, is not zero. ``E[x]`` by
@@ -28,29 +28,35 @@ def correct_bias(model: nn.Module, images: Tensor, inplace: bool = False) -> nn.
 
     Args:
         model: the float model.
-        images: calibration images ``(N, C, H, W)`` as the model takes them, on any device.
+        images: calibration images ``(N, C, H, W)`` as the model takes them, on any device; or a list of what it takes
+            at a time.
         inplace: change ``model`` itself rather than a copy.
 
     Source: Nagel et al., 2019, section 4.2, with the mean input measured rather than derived from batch norms.
     """
     if not inplace:
         model = deepcopy(model)
-    means: Dict[nn.Module, Tensor] = {}
+    sums: Dict[nn.Module, Tensor] = {}
+    counts: Dict[nn.Module, int] = {}
 
     def record(layer: nn.Module, inputs: Tuple[Any, ...], _: Any) -> None:
         x = inputs[0].double()
-        means[layer] = x.mean((0, 2, 3)) if x.ndim == 4 else x.flatten(0, -2).mean(0)
+        x = x.transpose(0, 1).flatten(1).T if x.ndim == 4 else x.flatten(0, -2)  # a row for each place
+        sums[layer] = sums.get(layer, 0) + x.sum(0)
+        counts[layer] = counts.get(layer, 0) + len(x)
 
     layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear)) and m.bias is not None]
     hooks = [layer.register_forward_hook(record) for layer in layers]
     try:
         with evaluating(model):
-            model(images.to(next(model.parameters()).device))
+            for batch in [images] if isinstance(images, Tensor) else images:
+                model(batch.to(next(model.parameters()).device))
     finally:
         for hook in hooks:
             hook.remove()
     with torch.no_grad():
-        for layer, mean in means.items():
+        for layer, total in sums.items():
+            mean = total / max(1, counts[layer])
             kernel = kernel_of(layer)
             error = Kernel(rounded(kernel.weight) - kernel.weight, kernel.bias)
             layer.bias.copy_(kernel.bias - scale_inputs(error, mean, groups_of(layer)).weight.flatten(1).sum(1))

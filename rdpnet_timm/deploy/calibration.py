@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..extras import require
 from ..progress import counted
 
-__all__ = ["SUFFIXES", "Calibration", "Preprocessing", "decode", "load_images", "random_images"]
+__all__ = ["SUFFIXES", "Calibration", "Preprocessing", "decode", "load_images", "load_pictures", "random_images"]
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -137,20 +137,40 @@ def load_images(source: Union[str, Path], preprocessing: Preprocessing, limit: O
     channels = preprocessing.input_size[0]
     if channels not in (1, 3):
         raise ValueError(f"images have 1 or 3 channels, and the model takes {channels}: calibrate it from arrays")
-    if source.is_dir():
-        names, images, labels, class_names = _from_folder(source, limit)
-    elif source.is_file():
-        names, images, labels, class_names = _from_parquet(source, limit)
-    else:
-        raise FileNotFoundError(f"no calibration images at '{source}': expected a folder of images or a parquet file")
+    names, images, labels, class_names = _from(source, limit)
     mode = "L" if channels == 1 else "RGB"
     read = zip(counted(names, "reading images"), images)
     pixels = [preprocessing.pixels(decode(data, name, mode)) for name, data in read]
     return Calibration(torch.stack(pixels), labels, str(source), class_names)
 
 
-def decode(data: bytes, name: str, mode: str = "RGB") -> Any:
-    """A picture of Pillow's.
+def load_pictures(source: Union[str, Path], limit: Optional[int] = 300) -> List[np.ndarray]:
+    """Read pictures as they are, ``(H, W, 3)`` uint8 RGB, at most ``limit`` of them, spread evenly over the source.
+
+    They are turned as their camera says (EXIF), as OpenMMLab's loader does.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`load_images`.
+    """
+    require("PIL", "reading images")
+    from PIL import ImageOps
+
+    names, images, _, _ = _from(Path(source), limit)
+    return [
+        np.array(ImageOps.exif_transpose(decode(data, name, None)).convert("RGB")) for name, data in zip(names, images)
+    ]
+
+
+def _from(source: Path, limit: Optional[int]) -> "_Source":
+    if source.is_dir():
+        return _from_folder(source, limit)
+    if source.is_file():
+        return _from_parquet(source, limit)
+    raise FileNotFoundError(f"no calibration images at '{source}': expected a folder of images or a parquet file")
+
+
+def decode(data: bytes, name: str, mode: Optional[str] = "RGB") -> Any:
+    """A picture of Pillow's; as it is stored where ``mode`` is None.
 
     Raises:
         ValueError: it cannot be decoded; the message says ``name``.
@@ -159,7 +179,9 @@ def decode(data: bytes, name: str, mode: str = "RGB") -> Any:
     from PIL import Image
 
     try:
-        return Image.open(io.BytesIO(data)).convert(mode)
+        image = Image.open(io.BytesIO(data))
+        image.load()
+        return image if mode is None else image.convert(mode)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"cannot read the image {name} ({error}): mend or remove it") from None
 

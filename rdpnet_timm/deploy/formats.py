@@ -4,7 +4,7 @@ import contextlib
 import io
 import warnings
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
@@ -17,17 +17,21 @@ from . import edge
 __all__ = [
     "FORMATS",
     "Format",
+    "Network",
     "Options",
     "Runner",
     "fold_constants",
     "known_format",
+    "onnx_to_openvino",
     "openvino_has_bfloat16",
     "require_format",
     "to_onnx",
     "to_openvino",
+    "trace_to_onnx",
 ]
 
 Runner = Callable[[np.ndarray], np.ndarray]
+Network = Callable[[np.ndarray], List[np.ndarray]]
 Options = Mapping[str, Any]
 
 # Where the CPU knows bfloat16, OpenVINO computes a float32 model in it unless told otherwise.
@@ -50,6 +54,7 @@ class Format(NamedTuple):
         one_pool: whether all of a process's models share one number of threads.
         int8_needs: import names of what quantising takes besides.
         int8_extra: the extra that brings these as well; by default the same.
+        load_all: as ``load``, to a function from one input to all outputs; None where there is none.
     """
 
     suffixes: Tuple[str, ...]
@@ -63,6 +68,7 @@ class Format(NamedTuple):
     one_pool: bool = False
     int8_needs: Tuple[str, ...] = ()
     int8_extra: str = ""
+    load_all: Optional[Callable[[Path, int, Options], Network]] = None
 
 
 def known_format(name: str) -> Format:
@@ -131,7 +137,39 @@ def _give_each_node_its_own(path: Path) -> None:
         onnx.save(model, path)
 
 
+def trace_to_onnx(
+    model: nn.Module, example: Tensor, path: Path, outputs: Sequence[str], axes: Mapping[str, Mapping[int, str]]
+) -> None:
+    """Write an ONNX file by tracing, and by nothing else.
+
+    Args:
+        model: a function of one tensor, whose Python code takes the same way for every input.
+        example: an input.
+        path: the file.
+        outputs: their names.
+        axes: names of the dimensions that are not fixed, of ``image`` and of the outputs.
+    """
+    require("onnx", "export to ONNX")
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            model, (example,), path, dynamo=False, opset_version=17, input_names=["image"], output_names=list(outputs),
+            dynamic_axes={name: dict(named) for name, named in axes.items()},
+        )  # fmt: skip
+
+
+def onnx_to_openvino(source: Path, path: Path) -> None:
+    """Write OpenVINO's ``.xml`` and ``.bin`` of an ONNX file."""
+    openvino = require("openvino", "export to OpenVINO")
+    openvino.save_model(fold_constants(openvino.Core().read_model(source)), path, compress_to_fp16=False)
+
+
 def _load_onnx(path: Path, threads: int, options: Options) -> Runner:
+    run = _load_all_onnx(path, threads, options)
+    return lambda images: run(images)[0]
+
+
+def _load_all_onnx(path: Path, threads: int, options: Options) -> Network:
     runtime = require("onnxruntime", "running ONNX models")
     session_options = runtime.SessionOptions()
     session_options.intra_op_num_threads = threads
@@ -140,16 +178,16 @@ def _load_onnx(path: Path, threads: int, options: Options) -> Runner:
         session_options.add_session_config_entry(name, str(value))
     session = runtime.InferenceSession(str(path), session_options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
-    return lambda images: session.run(None, {name: images})[0]
+    return lambda images: session.run(None, {name: images})
 
 
 def to_openvino(model: nn.Module, example: Tensor, path: Path, dynamic_batch: bool = False) -> None:
     """Write OpenVINO's ``.xml`` and ``.bin``, by way of ONNX."""
-    openvino = require("openvino", "export to OpenVINO")
+    require("openvino", "export to OpenVINO")
     onnx_path = path.with_suffix(".intermediate.onnx")
     try:
         to_onnx(model, example, onnx_path, dynamic_batch)
-        openvino.save_model(fold_constants(openvino.Core().read_model(onnx_path)), path, compress_to_fp16=False)
+        onnx_to_openvino(onnx_path, path)
     finally:
         onnx_path.unlink(missing_ok=True)
 
@@ -169,10 +207,15 @@ def fold_constants(model: Any) -> Any:
 
 
 def _load_openvino(path: Path, threads: int, options: Options) -> Runner:
+    run = _load_all_openvino(path, threads, options)
+    return lambda images: run(images)[0]
+
+
+def _load_all_openvino(path: Path, threads: int, options: Options) -> Network:
     openvino = require("openvino", "running OpenVINO models")
     settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, **OPENVINO_FLOAT32, **options}
     request = openvino.Core().compile_model(str(path), "CPU", settings).create_infer_request()
-    return lambda images: request.infer({0: images}, share_inputs=True)[0]
+    return lambda images: list(request.infer({0: images}, share_inputs=True).values())
 
 
 def openvino_has_bfloat16() -> bool:
@@ -243,6 +286,7 @@ FORMATS: Dict[str, Format] = {
         ("onnx", "onnxruntime"),
         "onnx",
         int8_extra="int8",
+        load_all=_load_all_onnx,
     ),
     "openvino": Format(
         (".xml", ".bin"),
@@ -258,6 +302,7 @@ FORMATS: Dict[str, Format] = {
         "openvino",
         int8_needs=("nncf",),
         int8_extra="int8",
+        load_all=_load_all_openvino,
     ),
     "torch-export": Format((".pt2",), ("torch",), _to_torch_export, _load_torch_export, ({},)),
     "torchscript": Format((".torchscript.pt",), ("torch",), _to_torchscript, _load_torchscript, ({},)),

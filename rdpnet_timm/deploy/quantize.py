@@ -2,7 +2,7 @@
 
 import tempfile
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, Optional
+from typing import Any, Callable, Dict, Iterator, Optional, Sequence, Tuple, Union
 
 import numpy as np
 from torch import Tensor, nn
@@ -18,7 +18,12 @@ Quantizer = Callable[[nn.Module, Tensor, Path, np.ndarray, bool, bool], None]
 
 
 def quantize_onnx(
-    source: Path, target: Path, images: np.ndarray, per_channel: bool = True, reduce_range: Optional[bool] = None
+    source: Path,
+    target: Path,
+    images: Union[np.ndarray, Sequence[np.ndarray]],
+    per_channel: bool = True,
+    reduce_range: Optional[bool] = None,
+    parts: Sequence[str] = (),
 ) -> None:
     """Quantise a float ONNX file to INT8 in the QDQ form, which OpenVINO reads as well.
 
@@ -28,10 +33,11 @@ def quantize_onnx(
     Args:
         source: the float model.
         target: where to.
-        images: calibration images ``(N, C, H, W)`` as the model takes them.
+        images: calibration images ``(N, C, H, W)`` as the model takes them; or a list of what it takes at a time.
         per_channel: one scale an output channel rather than one a layer.
         reduce_range: weights of 7 bits; by default where this CPU has no VNNI: there two products of an unsigned
             activation and a weight are summed in 16 bits, and with weights of 8 bits the sum overflows.
+        parts: names of the submodules whose nodes are quantised; without any, everything is.
     """
     quantization = require("onnxruntime.quantization", "INT8 in ONNX Runtime", "int8")
     onnx = require("onnx", "INT8 in ONNX Runtime", "int8")
@@ -39,7 +45,7 @@ def quantize_onnx(
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[name-defined]
         def __init__(self) -> None:
-            self.batches: Iterator[np.ndarray] = iter(images[:, None])
+            self.batches: Iterator[np.ndarray] = iter(_one_by_one(images))
 
         def get_next(self) -> Optional[Dict[str, np.ndarray]]:
             batch = next(self.batches, None)
@@ -48,6 +54,7 @@ def quantize_onnx(
     with tempfile.TemporaryDirectory() as folder, quiet():
         prepared = Path(folder) / "prepared.onnx"
         quantization.quant_pre_process(source, prepared, skip_symbolic_shape=True)
+        nodes = onnx.load(prepared).graph.node if parts else ()
         quantization.quantize_static(
             prepared,
             target,
@@ -57,6 +64,7 @@ def quantize_onnx(
             reduce_range=not has_vnni() if reduce_range is None else reduce_range,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
+            nodes_to_exclude=[node.name for node in nodes if not node.name.startswith(_scopes(parts))],
             extra_options={"WeightSymmetric": True, "ActivationSymmetric": False},
         )
 
@@ -64,19 +72,21 @@ def quantize_onnx(
 def quantize_openvino(
     source: Path,
     target: Path,
-    images: np.ndarray,
+    images: Union[np.ndarray, Sequence[np.ndarray]],
     fast_bias_correction: bool = False,
     reduce_range: Optional[bool] = None,
+    parts: Sequence[str] = (),
 ) -> None:
     """Quantise a float OpenVINO (or ONNX) file to INT8 by NNCF.
 
     Args:
         source: the float model.
         target: the ``.xml`` to write, and a ``.bin`` beside it.
-        images: calibration images ``(N, C, H, W)`` as the model takes them.
+        images: calibration images ``(N, C, H, W)`` as the model takes them; or a list of what it takes at a time.
         fast_bias_correction: NNCF's own bias correction by the mean of each layer's output; :func:`.bias.correct_bias`
             makes one before quantising, for all runtimes alike.
         reduce_range: as :func:`quantize_onnx` takes it.
+        parts: names of the submodules whose nodes are quantised; without any, everything is.
     """
     openvino = require("openvino", "INT8 in OpenVINO", "int8")
     nncf = require("nncf", "INT8 in OpenVINO")
@@ -86,9 +96,13 @@ def quantize_openvino(
         model = fold_constants(openvino.Core().read_model(source))
         quantized = nncf.quantize(
             model,
-            nncf.Dataset(list(images[:, None])),
+            nncf.Dataset(list(_one_by_one(images))),
             preset=nncf.QuantizationPreset.PERFORMANCE,  # symmetric: zero points cost time, and ReLU needs none
             subset_size=len(images),
+            ignored_scope=nncf.IgnoredScope(
+                names=[node.get_friendly_name() for node in model.get_ops() if parts and not _inside(node, parts)],
+                validate=False,
+            ),
             advanced_parameters=nncf.AdvancedQuantizationParameters(
                 disable_bias_correction=not fast_bias_correction,
                 # NNCF's own choice, the mean of each image's largest value, cuts off what most images have
@@ -98,6 +112,19 @@ def quantize_openvino(
             ),
         )
         openvino.save_model(quantized, target, compress_to_fp16=False)
+
+
+def _one_by_one(images: Union[np.ndarray, Sequence[np.ndarray]]) -> Sequence[np.ndarray]:
+    return list(images[:, None]) if isinstance(images, np.ndarray) else images
+
+
+def _scopes(parts: Sequence[str]) -> Tuple[str, ...]:
+    return tuple(f"/{part}/" for part in parts)
+
+
+def _inside(node: Any, parts: Sequence[str]) -> bool:
+    """Whether an OpenVINO node is of one of the submodules that its ONNX file names."""
+    return node.get_friendly_name().startswith(_scopes(parts))
 
 
 def _no_smooth_quant(nncf: Any) -> Any:

@@ -1,123 +1,462 @@
-"""Export of OpenMMLab's networks to ONNX: a detector's or segmentor's backbone, and a whole segmentor's logits.
+"""A trained detector or segmentor of OpenMMLab as the file that a device runs: a picture in, boxes or classes out.
 
-``rdpnet export CONFIG [--checkpoint FILE] -o OUTPUT [--size H W]``
-
-What a detector does behind its backbone and neck, choosing and suppressing boxes, is not exported: the number of its
-boxes depends on the picture, and each runtime has its own operators for it. MMDeploy exists for that.
+What mmdet and mmseg do to a picture before their network, and what they do to its outputs, is part of the file: the
+resize of the test pipeline, channel order, normalisation and padding; proposals, the choice of boxes and their
+suppression. An operator that only one runtime has is not used.
 """
 
 import json
+import tempfile
+from copy import deepcopy
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple, Union
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..convert import reparameterize
-from ..deploy.formats import to_onnx
+from ..deploy.artifacts import columns, spelled, tune, version_of
+from ..deploy.bias import correct_bias
+from ..deploy.equalization import NotStraight, equalize
+from ..deploy.formats import FORMATS, known_format, onnx_to_openvino, require_format, trace_to_onnx
+from ..deploy.quantize import quantize_onnx, quantize_openvino
 from ..extras import require
 from ..files import all_or_nothing, sha256
-from ..measure.difference import Difference, evaluating
+from ..measure.difference import evaluating
+from ..measure.machine import has_vnni
+from ..weights.reading import read_state_dict
+from .agreement import Agreement, agreement, openmmlab_answers
+from .detector import Detector
+from .picture import picture_transforms
+from .segmentor import Segmentor
 
-__all__ = ["export_openmmlab"]
+__all__ = ["WholeNetwork", "build", "equalize_backbone", "export_openmmlab", "table", "traceable"]
+
+DENSE = ("backbone", "neck", "rpn_head", "bbox_head", "decode_head")  # what INT8 is for; choosing boxes stays in float
+_QUANTIZERS: Dict[str, Any] = {"onnx": quantize_onnx, "openvino": quantize_openvino}
 
 
-class _Segmentor(nn.Module):
-    """Normalised images ``(N, 3, H, W)`` to logits ``(N, classes, H, W)``."""
+@dataclass
+class WholeNetwork:
+    """An exported detector or segmentor.
 
-    def __init__(self, model: Any, size: Tuple[int, int]) -> None:
-        super().__init__()
-        self.model, self.metas = model, [{"img_shape": size}]
+    Attributes:
+        path: the main file; ``files`` has all of them, the JSON last.
+        format: 'onnx' or 'openvino'.
+        precision: 'float32' or 'int8'.
+        agreement: with what OpenMMLab itself answers.
+        size: of all files but the JSON, in bytes.
+        threads: the fastest number of threads.
+        options: the fastest runtime options.
+        latency_ms: shortest time of one picture with these.
+        tried: shortest time in ms of one picture by threads and options.
+    """
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model.encode_decode(x, self.metas)
+    path: Path
+    format: str
+    precision: str
+    agreement: Agreement
+    size: int
+    threads: int = 1
+    options: Dict[str, Any] = field(default_factory=dict)
+    latency_ms: float = float("nan")
+    tried: Dict[str, float] = field(default_factory=dict)
+    files: List[Path] = field(default_factory=list)
 
 
 def export_openmmlab(
     config: Union[str, Path],
     output: Union[str, Path],
     checkpoint: Union[str, Path, None] = None,
-    size: Tuple[int, int] = (512, 512),
-    tolerance: float = 1e-4,
-) -> Dict[str, Difference]:
-    """Write ``backbone.onnx`` and, of a segmentor, ``segmentor.onnx``, each with a JSON; all of them, or nothing.
-
-    Each is run in ONNX Runtime on random images and compared with the train form in PyTorch.
+    formats: Sequence[str] = ("onnx",),
+    name: Optional[str] = None,
+    size: Optional[Tuple[int, int]] = None,
+    score_threshold: Optional[float] = None,
+    logits: bool = False,
+    class_names: Optional[Sequence[str]] = None,
+    pictures: Optional[Sequence[np.ndarray]] = None,
+    int8: bool = False,
+    equalization: Optional[bool] = None,
+    bias_correction: bool = True,
+    reduce_range: Optional[bool] = None,
+    tolerance: float = 0.01,
+    int8_tolerance: float = 0.5,
+    rounds: int = 20,
+    overwrite: bool = False,
+) -> List[WholeNetwork]:
+    """Export a Faster R-CNN of mmdet or an encoder-decoder of mmseg; all files are written, or none.
 
     Args:
         config: of mmdet or mmseg.
-        output: the folder to write to.
+        output: the folder to write to, made where needed.
         checkpoint: as mmengine saves it; without it the weights are as the config initialises them.
-        size: ``(H, W)`` of the images.
-        tolerance: largest difference, as a fraction of the largest output.
-
-    Returns:
-        The largest difference of each file's outputs.
+        formats: of 'onnx', 'openvino'.
+        name: of the files, without suffix; by default the config's.
+        size: ``(H, W)`` of the pictures; by default each may have its own.
+        score_threshold: boxes at or below it are left out; by default the config's.
+        logits: of a segmentor, too.
+        class_names: by default what the checkpoint says, or the config.
+        pictures: real ones ``(H, W, 3)``, uint8, RGB, to compare with OpenMMLab on, and for INT8; drawn ones without.
+        int8: write INT8 artefacts beside the float ones.
+        equalization: equalise the backbone before INT8; by default where it is an RDPNet.
+        bias_correction: correct biases for the rounding of the weights.
+        reduce_range: INT8 weights of 7 bits; by default where this CPU has no VNNI.
+        tolerance: share of boxes or pixels that may differ from OpenMMLab's, for float.
+        int8_tolerance: share of boxes without one of their class near by, or of pixels with another class, for INT8.
+        rounds: timed calls for each set of runtime options, at most.
+        overwrite: replace artefacts of the same name.
 
     Raises:
-        RuntimeError: a file differs from the model by more than is tolerated.
-        OSError: ``output`` cannot be written.
+        FileExistsError: there are artefacts of this name, and ``overwrite`` is False.
+        Unsupported: a network, or a part of one, that cannot be exported; the message names it.
+        ValueError: a format, a size, class names or a checkpoint that do not fit.
+        RuntimeError: a file does not answer as OpenMMLab does.
+        OSError: the config or the checkpoint is not there, or ``output`` cannot be written.
     """
-    runtime = require("onnxruntime", "comparing the exported network")
-    model = _build(Path(config), checkpoint)
-    deployed = reparameterize(model)
-    x = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0))
-    parts: Dict[str, Tuple[nn.Module, nn.Module]] = {"backbone": (model.backbone, deployed.backbone)}
-    if hasattr(model, "encode_decode"):
-        parts["segmentor"] = (_Segmentor(model, size), _Segmentor(deployed, size))
-    found = {}
-    with all_or_nothing(Path(output)) as folder:
-        for name, (original, merged) in parts.items():
-            with evaluating(original, merged):
-                expected = original(x)
-                expected = [expected] if isinstance(expected, Tensor) else list(expected)
-                names = ["logits"] if name == "segmentor" else [f"map{index}" for index in range(len(expected))]
-                to_onnx(merged, x, folder / f"{name}.onnx", outputs=names)
-            session = runtime.InferenceSession(str(folder / f"{name}.onnx"), providers=["CPUExecutionProvider"])
-            outputs = session.run(names, {"image": x.numpy()})
-            differences = [Difference.between(a.numpy(), np.asarray(b)) for a, b in zip(expected, outputs)]
-            found[name] = max(differences, key=lambda difference: difference.largest)
-            if not found[name].largest <= tolerance:
-                raise RuntimeError(
-                    f"{name}.onnx differs from the model by {found[name].largest:.2e}; nothing was written"
+    chosen = {each: known_format(each) for each in formats}
+    if not chosen or set(chosen) - set(_QUANTIZERS):
+        known = " or ".join(_QUANTIZERS)
+        raise ValueError(f"a whole network is exported as {known}, got {', '.join(formats) or 'no format'}")
+    for each in chosen:
+        require_format(each, int8)
+    if size is not None and min(size) < 1:
+        raise ValueError(f"pictures have a height and a width of at least 1, got {tuple(size)}")
+    if score_threshold is not None and not 0 <= score_threshold < 1:
+        raise ValueError(f"scores lie between 0 and 1, got the threshold {score_threshold}")
+    if int8 and not pictures:
+        raise ValueError("INT8 needs real pictures to measure activations on: give them (--calibration IMAGES)")
+    wrong = [each.shape[:2] for each in pictures or () if size is not None and each.shape[:2] != tuple(size)]
+    if wrong:
+        raise ValueError(
+            f"pictures are to have the size {tuple(size or ())} (height, width), and {len(wrong)} of those "
+            f"given have another, the first {wrong[0]}: leave out --size, or give such pictures"
+        )
+    name = name or Path(config).stem
+    if Path(name).name != name:
+        raise ValueError(f"a name of files must have no folder in it, got '{name}': say the folder as output (-o)")
+    ends = ("", "-int8")[: 1 + int8]
+    targets = [Path(output) / f"{name}{end}{kind.suffixes[0]}" for kind in chosen.values() for end in ends]
+    present = [target.name for target in targets if target.exists()]
+    if present and not overwrite:
+        raise FileExistsError(
+            f"there is {' and '.join(present)} in '{output}': choose another folder or name, or --overwrite"
+        )
+    model, settings = build(config, checkpoint)
+    network = traceable(reparameterize(model), settings, score_threshold, logits)
+    names = _class_names(model, settings, class_names)
+    tests = list(pictures[:64]) if pictures else drawn_pictures(size or _usual_size(network))
+    if score_threshold is not None and isinstance(network, Detector):
+        model.roi_head.test_cfg.score_thr = score_threshold
+    with evaluating(model):
+        expected = [openmmlab_answers(model, settings)(picture) for picture in tests]
+    with all_or_nothing(Path(output)) as folder, tempfile.TemporaryDirectory() as scratch:
+        jobs: List[Tuple[str, Any, Dict[str, Any]]] = [("float32", network, {})]
+        if int8 and pictures:
+            ready, steps = _ready_for_int8(network, pictures, equalization, bias_correction)
+            steps["reduced_range"] = not has_vnni() if reduce_range is None else reduce_range
+            jobs.append(("int8", ready, steps))
+        done = []
+        for precision, each, steps in jobs:
+            source = Path(scratch) / f"{precision}.onnx"
+            with evaluating(each):
+                trace_to_onnx(each, torch.from_numpy(tests[0]), source, each.outputs, _axes(each, size))
+            for format_name, kind in chosen.items():
+                path = folder / f"{name}{'-int8' * (precision == 'int8')}{kind.suffixes[0]}"
+                if precision == "int8":
+                    _QUANTIZERS[format_name](
+                        source, path, list(pictures or ()), reduce_range=steps["reduced_range"], parts=DENSE
+                    )
+                elif format_name == "onnx":
+                    path.write_bytes(source.read_bytes())
+                else:
+                    onnx_to_openvino(source, path)
+                exported = _checked(path, format_name, precision, tests, expected)
+                _require(exported, tolerance if precision == "float32" else int8_tolerance)
+                if format_name == "openvino" and size is None:
+                    kind = kind._replace(one_pool=True)  # on more threads it may compute with the last picture's sizes
+                exported.threads, exported.options, exported.latency_ms, exported.tried = tune(
+                    path, kind, tests[0], rounds
                 )
-            facts = {
-                "config": Path(config).name,
-                "input": {"shape": list(x.shape), "dtype": "float32", "values": "normalised"},
-                "outputs": {key: list(value.shape) for key, value in zip(names, outputs)},
-                "preprocessing": _preprocessing(model),
-                "classes": list((getattr(model, "dataset_meta", None) or {}).get("classes", [])) or None,
-                "difference": found[name]._asdict(),
-                "sha256": sha256(folder / f"{name}.onnx"),
-            }
-            (folder / f"{name}.onnx.json").write_text(json.dumps(facts, indent=1) + "\n")
-    return found
+                facts = _facts(exported, each, model, config, names, size, steps, bool(pictures))
+                sidecar = path.with_name(path.name + ".json")
+                sidecar.write_text(json.dumps(facts, indent=1) + "\n")
+                exported.files.append(sidecar)
+                done.append(exported)
+    for exported in done:
+        exported.files = [Path(output) / file.name for file in exported.files]
+        exported.path = exported.files[0]
+    return done
 
 
-def _build(config: Path, checkpoint: Union[str, Path, None]) -> Any:
+def build(config: Union[str, Path], checkpoint: Union[str, Path, None] = None) -> Tuple[Any, Any]:
+    """The model of a config with the weights of a checkpoint, in its train form and evaluation mode; and the config.
+
+    Raises:
+        FileNotFoundError: one of the two is not there.
+        ValueError: the config is not mmdet's or mmseg's, or the checkpoint is not of this model.
+    """
+    config = Path(config)
     if not config.is_file():
         raise FileNotFoundError(f"no config at '{config}'")
     require("mmengine", "export of OpenMMLab's networks")
     from mmengine.config import Config
     from mmengine.model import revert_sync_batchnorm
     from mmengine.registry import MODELS, init_default_scope
-    from mmengine.runner import load_checkpoint
 
     settings = Config.fromfile(config)
-    scope = settings.get("default_scope", "mmdet")
+    scope = settings.get("default_scope")
+    if "model" not in settings or scope not in ("mmdet", "mmseg"):
+        raise ValueError(
+            f"expected a config of mmdet or mmseg with a model in it, got '{config}' of {scope or 'no scope'}; "
+            "a classifier is exported by its timm name or checkpoint"
+        )
     require(scope, "export of this config")
     require(f"{scope}.utils", "export of this config").register_all_modules(init_default_scope=False)
     init_default_scope(scope)
     settings.model.backbone.pop("init_cfg", None)
     model = revert_sync_batchnorm(MODELS.build(settings.model))
     if checkpoint is not None:
-        loaded = load_checkpoint(model, str(checkpoint), map_location="cpu")
-        model.dataset_meta = (loaded.get("meta") or {}).get("dataset_meta")
-    return model.eval().requires_grad_(False)
+        weights, meta = read_state_dict(checkpoint)
+        _load(model, weights, Path(checkpoint), config)
+        model.dataset_meta = (meta.get("meta") or {}).get("dataset_meta")
+    return model.eval().requires_grad_(False), settings
 
 
-def _preprocessing(model: Any) -> Dict[str, Optional[List[float]]]:
-    """Mean and std by channel, for pixels of 0 to 255 in RGB, as the model's data preprocessor has them."""
-    values = {name: getattr(model.data_preprocessor, name, None) for name in ("mean", "std")}
-    return {name: None if value is None else value.flatten().tolist() for name, value in values.items()}
+def _load(model: nn.Module, weights: Dict[str, torch.Tensor], checkpoint: Path, config: Path) -> None:
+    own = model.state_dict()
+    missing, unknown = [key for key in own if key not in weights], [key for key in weights if key not in own]
+    other = [key for key in own if key in weights and own[key].shape != weights[key].shape]
+    if missing or unknown or other:
+        examples = [f"'{keys[0]}' is {what}" for keys, what in ((missing, "missing"), (unknown, "unknown")) if keys]
+        for key in other[:1]:
+            examples.append(f"'{key}' is {tuple(weights[key].shape)} and not {tuple(own[key].shape)}")
+        raise ValueError(
+            f"'{checkpoint}' is no checkpoint of {config.name}: of {len(own)} weights {len(missing)} are missing and "
+            f"{len(other)} have other shapes, and {len(unknown)} are unknown to it ({'; '.join(examples)}); give the "
+            "config that it was trained with, which lies beside it in its work folder"
+        )
+    model.load_state_dict(weights)
+
+
+def traceable(
+    model: Any, settings: Any, score_threshold: Optional[float] = None, logits: bool = False
+) -> Union[Detector, Segmentor]:
+    """A model as one function of a picture; its modules are shared.
+
+    Raises:
+        Unsupported: the model, or its test pipeline, does something that is not known here.
+    """
+    _, resize = picture_transforms(settings)
+    if settings.default_scope == "mmseg":
+        if score_threshold is not None:
+            raise ValueError("a segmentor has no boxes for a score threshold; leave out --score-threshold")
+        return Segmentor(model, resize, logits).eval().requires_grad_(False)
+    if logits:
+        raise ValueError("a detector has scores and no logits; leave out --logits")
+    return Detector(model, resize, score_threshold).eval().requires_grad_(False)
+
+
+def _class_names(model: Any, settings: Any, given: Optional[Sequence[str]]) -> Optional[List[str]]:
+    count = model.roi_head.bbox_head.num_classes if hasattr(model, "roi_head") else model.decode_head.num_classes
+    trained = (getattr(model, "dataset_meta", None) or {}).get("classes")
+    configured = (settings.test_dataloader.dataset.get("metainfo") or {}).get("classes")
+    for names, source in ((given, "given"), (trained, "in the checkpoint"), (configured, "in the config's metainfo")):
+        if names is None:
+            continue
+        if len(names) != count:
+            raise ValueError(
+                f"the network has {count} classes, and there are {len(names)} names {source}, beginning with "
+                f"{', '.join(map(str, names[:3]))}: give a file with {count} of them, one a line (--classes FILE)"
+            )
+        return [str(name) for name in names]
+    return None
+
+
+def drawn_pictures(size: Tuple[int, int], count: int = 4) -> List[np.ndarray]:
+    """Shapes on a smooth ground under noise, always the same, ``(H, W, 3)`` uint8."""
+    random = np.random.default_rng(0)
+    height, width = size
+    pictures = []
+    for _ in range(count):
+        ground = torch.from_numpy(random.random((1, 3, 5, 5)))
+        picture = torch.nn.functional.interpolate(ground, size=size, mode="bilinear")[0].permute(1, 2, 0).numpy() * 255
+        for _ in range(6):
+            top, left = int(random.integers(height)), int(random.integers(width))
+            bottom, right = (length // 8 + int(random.integers(1 + length // 3)) for length in size)
+            picture[top : top + bottom, left : left + right] = random.integers(0, 256, 3)
+        picture += random.uniform(-12, 12, picture.shape)  # or places that look alike would tie, and any could win
+        pictures.append(picture.clip(0, 255).round().astype(np.uint8))
+    return pictures
+
+
+def _usual_size(network: Union[Detector, Segmentor]) -> Tuple[int, int]:
+    resize = network.picture.resize
+    return (min(resize.height, 640), min(resize.width, 640)) if resize else (256, 320)
+
+
+def _axes(network: Union[Detector, Segmentor], size: Optional[Tuple[int, int]]) -> Dict[str, Dict[int, str]]:
+    sides = {"image": {0: "height", 1: "width"}} if size is None else {}
+    if isinstance(network, Detector):
+        return {**sides, **{name: {0: "found"} for name in network.outputs}}
+    if size is not None:
+        return {}
+    return {**sides, "classes": {0: "height", 1: "width"}, "logits": {1: "height", 2: "width"}}
+
+
+def equalize_backbone(backbone: Any) -> None:
+    """Equalise an RDPNet in its deploy form, in place, between one map that it returns and the next.
+
+    A map is read by more than one layer, so its channels keep their ranges.
+
+    Raises:
+        NotStraight: the backbone is another network.
+    """
+    from .backbone import RDPNet
+
+    if not isinstance(backbone, RDPNet):
+        raise NotStraight(
+            f"the backbone is a {type(backbone).__name__}: only an RDPNet is known to be one straight path"
+        )
+    modules: List[nn.Module] = []
+    for index, module in enumerate([backbone.stem, *backbone.stages]):
+        modules.append(module)
+        if index in backbone.out_indices:
+            equalize(nn.Sequential(*modules), inplace=True)
+            modules = []
+
+
+def _ready_for_int8(
+    network: Any, pictures: Sequence[np.ndarray], equalization: Optional[bool], bias_correction: bool
+) -> Tuple[Any, Dict[str, Any]]:
+    """The same function with weights that bear INT8, and what was done to it."""
+    network = deepcopy(network)
+    steps: Dict[str, Any] = {"equalized": False, "bias_corrected": bias_correction, "images": len(pictures)}
+    if equalization is not False:
+        try:
+            equalize_backbone(network.backbone)
+            steps["equalized"] = True
+        except NotStraight as error:
+            if equalization:
+                raise
+            steps["not_equalized_because"] = str(error)
+    if bias_correction:
+        correct_bias(network, [torch.from_numpy(picture) for picture in pictures], inplace=True)
+    return network, steps
+
+
+def _checked(
+    path: Path, format_name: str, precision: str, tests: Sequence[np.ndarray], expected: Sequence[List[np.ndarray]]
+) -> WholeNetwork:
+    kind = FORMATS[format_name]
+    assert kind.load_all is not None
+    run = kind.load_all(path, 1, kind.options[0])
+    answers = [[np.array(each) for each in run(picture)] for picture in tests]
+    stem = path.name.removesuffix(kind.suffixes[0])
+    files = [path.with_name(stem + suffix) for suffix in kind.suffixes]
+    size = sum(file.stat().st_size for file in files)
+    return WholeNetwork(path, format_name, precision, agreement(expected, answers), size, files=files)
+
+
+def _require(exported: WholeNetwork, tolerance: float) -> None:
+    found = exported.agreement
+    differing = 1 - (found.same if exported.precision == "float32" else found.near)
+    if not differing <= tolerance:
+        raise RuntimeError(
+            f"{exported.path.name} does not answer as OpenMMLab does: {differing:.1%} of {found.compared} boxes or "
+            f"pixels in {found.pictures} pictures differ, and the tolerance is {tolerance:.1%}; nothing was written"
+        )
+
+
+def _facts(
+    exported: WholeNetwork,
+    network: Union[Detector, Segmentor],
+    model: Any,
+    config: Union[str, Path],
+    names: Optional[List[str]],
+    size: Optional[Tuple[int, int]],
+    steps: Dict[str, Any],
+    real: bool,
+) -> Dict[str, Any]:
+    """What the JSON beside an artefact says."""
+    picture = network.picture
+    packages = [
+        "rdpnet-timm",
+        "torch",
+        "timm",
+        "mmengine",
+        "mmdet" if isinstance(network, Detector) else "mmsegmentation",
+    ]
+    packages += FORMATS[exported.format].packages
+    if isinstance(network, Detector):
+        outputs = {
+            "boxes": "(N, 4) float32: left, top, right, bottom in pixels of the picture that was given",
+            "scores": "(N,) float32, best first",
+            "labels": "(N,) int64, counted from 0",
+        }
+        choice: Dict[str, Any] = {
+            "score_threshold": network.score_threshold,
+            "overlap_threshold": float(network.rcnn_cfg.nms["iou_threshold"]),
+            "at_most": int(network.rcnn_cfg.max_per_img),
+        }
+    else:
+        outputs = {"classes": "(H, W) uint8, counted from 0, at the size of the picture that was given"}
+        if "logits" in network.outputs:
+            outputs["logits"] = "(classes, H, W) float32, at the size of the picture that was given"
+        choice = {}
+    return {
+        "network": type(model).__name__,
+        "backbone": type(model.backbone).__name__,
+        "config": Path(config).name,
+        "format": exported.format,
+        "precision": exported.precision,
+        "classes": names,
+        "input": {
+            "name": "image",
+            "shape": [*(size or ("height", "width")), 3],
+            "dtype": "uint8",
+            "layout": "HWC",
+            "values": "RGB, 0 to 255, as decoded and turned as its camera says",
+        },
+        "outputs": outputs,
+        **choice,
+        "inside": {
+            "resize": str(picture.resize) if picture.resize else None,
+            "channels": "RGB" if picture.rgb else "BGR",
+            "mean": picture.mean.flatten().tolist(),
+            "std": picture.std.flatten().tolist(),
+            "padded_to_multiples_of": picture.divisor,
+        },
+        "quantization": steps or None,
+        "agreement": {**exported.agreement._asdict(), "on": "real pictures" if real else "drawn pictures"},
+        "runtime": {
+            "threads": exported.threads,
+            "options": exported.options,
+            "latency_ms": exported.latency_ms,
+            "tried_ms": exported.tried,
+        },
+        "size_bytes": exported.size,
+        "sha256": {file.name: sha256(file) for file in exported.files},
+        "versions": {package: version_of(package) for package in packages},
+    }
+
+
+def table(networks: Sequence[WholeNetwork]) -> str:
+    """Agreement, sizes and latencies, for the screen."""
+    boxes = all(each.agreement.compared < 10_000 for each in networks)
+    rows = [["file", "precision", f"the same {'boxes' if boxes else 'pixels'}", "near", "MB", "ms", "fastest with"]]
+    for each in networks:
+        found = each.agreement
+        rows.append(
+            [
+                each.path.name,
+                each.precision,
+                f"{found.same:.2%} of {found.compared}",
+                f"{found.near:.2%}",
+                f"{each.size / 1e6:.2f}",
+                f"{each.latency_ms:.2f}",
+                f"{each.threads} thread{'s' * (each.threads > 1)}, {spelled(each.options)}",
+            ]
+        )
+    return columns(rows)
