@@ -388,14 +388,14 @@ def test_mmdets_own_inferencer_takes_config_and_checkpoint_and_gives_the_deploy_
 
 
 def test_whole_networks_are_put_beside_pytorch(detector, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("VOCDEVKIT", str(make_sample_voc(tmp_path, images=6)))
+    monkeypatch.setenv("VOCDEVKIT", str(make_sample_voc(tmp_path, images=45)))
     arguments = ["bench", "whole-networks", str(DETECTOR), "--checkpoint", detector[1], "--pictures", "2"]
     arguments += ["--rounds", "1", "-o", str(tmp_path / "rows.json"), str(detector[0] / "cells.onnx")]
     assert main(arguments) == 0
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert [row["runtime"] for row in rows] == ["PyTorch", "PyTorch", "ONNX Runtime", "OpenVINO"]
     assert all(row["agreement"]["same"] >= 0.95 and row["agreement"]["compared"] > 20 for row in rows)
-    assert "cells.onnx  OpenVINO" in capsys.readouterr().out
+    assert re.search(r"cells\.onnx +OpenVINO", capsys.readouterr().out)
 
 
 def test_a_config_that_is_not_there_is_named(tmp_path):
