@@ -9,7 +9,7 @@ from typing import Optional, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
-from torch.utils._python_dispatch import _get_current_dispatch_mode
+from torch.utils import _python_dispatch as python_dispatch
 
 __all__ = ["have_hooks", "is_installed", "load_step", "norms_are_known", "track", "will_fuse"]
 
@@ -83,9 +83,13 @@ def _is_plain_eager() -> bool:
     """Whether operations run as they are called: nobody traces, counts or transforms them."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return False
-    transformed = torch._C._functorch.peek_interpreter_stack() is not None  # vmap, grad, jvp
-    dual = torch.autograd.forward_ad._current_level >= 0
-    return not transformed and not dual and _get_current_dispatch_mode() is None
+    try:  # torch has no public names for these
+        is_transformed = torch._C._functorch.peek_interpreter_stack() is not None  # vmap, grad, jvp
+        has_dual = torch.autograd.forward_ad._current_level >= 0
+        is_watched = python_dispatch._get_current_dispatch_mode() is not None
+    except AttributeError:  # a torch that cannot be asked
+        return False
+    return not (is_transformed or has_dual or is_watched)
 
 
 def have_hooks(modules: Sequence[nn.Module]) -> bool:
