@@ -455,9 +455,10 @@ def test_the_best_precision_is_named():
 
 
 def test_a_network_that_quantises_wrongly_is_marked_and_its_time_is_not_the_best():
-    text = report.markdown(by_precision((2.0, 30.0)))
-    assert "4.00 (0.80x), **wrong: 2 dB** | **10.00** (onnxruntime float32) |" in text
-    drawn = plots._best_by_precision(list(report.rows(by_precision((2.0, 30.0)))))
+    text = report.markdown(by_precision((-2.0, 5.0)))
+    assert "4.00 (0.80x), **wrong: -2 dB** | **10.00** (onnxruntime float32) |" in text
+    assert "5.00, *5 dB* | **5.00** (openvino int8) |" in text  # noisy, and said so
+    drawn = plots._best_by_precision(list(report.rows(by_precision((-2.0, 5.0)))))
     best = {row["network"]: row["min_ms"] for row in drawn if row["panel"] == "each in its best precision"}
     assert best == {"MobileNetV2-0.5x": 10.0, "RDPNet-0.75x": 5.0}
 

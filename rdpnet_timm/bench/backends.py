@@ -17,13 +17,13 @@ from ..extras import require_all
 from ..measure.machine import has_bfloat16, has_vnni
 
 __all__ = [
-    "BACKENDS", "PRECISIONS", "RUNTIMES", "WRONG_DB", "Backend", "Form", "available", "images_like", "pin_threads",
-    "prepare", "require", "signal_to_noise",
+    "BACKENDS", "NOISY_DB", "PRECISIONS", "RUNTIMES", "WRONG_DB", "Backend", "Form", "available", "images_like",
+    "pin_threads", "prepare", "require", "signal_to_noise",
 ]  # fmt: skip
 
 PRECISIONS = ("float32", "bfloat16", "int8")
 CALIBRATION_IMAGES, HELD_OUT_IMAGES = 8, 4
-WRONG_DB = 6.0  # below this the error has more than half the amplitude of the output
+WRONG_DB, NOISY_DB = 0.0, 10.0  # the error is as large as the output; it is a third of its amplitude
 
 
 class Backend(NamedTuple):

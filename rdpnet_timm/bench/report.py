@@ -14,7 +14,7 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Seque
 
 from ..files import atomic_path
 from ..measure.timing import Interrupted, Measurement, measure
-from .backends import WRONG_DB
+from .backends import NOISY_DB, WRONG_DB
 from .tables import DEPLOY, TABLES, Entry
 
 __all__ = [
@@ -182,9 +182,9 @@ def _precision_note(result: Result) -> str:
     return (
         " *best* is the shortest time of all, or the most images per second, and says which runtime and precision it "
         "was; all took turns in one run. INT8 is ONNX Runtime's quantiser for every network and runtime, ranges from "
-        "the same images, weights of 7 bits where the CPU has no VNNI (8 overflow there); **wrong** marks an output "
-        f"less than {WRONG_DB:.0f} dB above its own error, measured against the float output on other images: such a "
-        "time never counts as the best."
+        "the same images, weights of 7 bits where the CPU has no VNNI (8 overflow there); a figure in "
+        f"dB, given below {NOISY_DB:.0f}, is the signal-to-noise ratio against the float output on other images, of "
+        "random weights; **wrong** marks an output no larger than its error, whose time never counts as the best."
     )
 
 
@@ -282,7 +282,15 @@ def _cell(row: Optional[Mapping[str, Any]], throughput: bool = False) -> str:
         return ""
     factor = {"reference": "", "tie": f" ({row['ratio']:.2f}x, tie)"}.get(row["verdict"], f" ({row['ratio']:.2f}x)")
     value = f"{row['images/s']:.0f}" if throughput else _milliseconds(row["median_ms"])
-    return f"{value}{factor}" + (f", **wrong: {row['snr_db']:.0f} dB**" if is_wrong(row) else "")
+    return f"{value}{factor}{_noise(row)}"
+
+
+def _noise(row: Mapping[str, Any]) -> str:
+    """The signal-to-noise ratio where it is low."""
+    snr = row.get("snr_db")
+    if snr is None or snr >= NOISY_DB:
+        return ""
+    return f", **wrong: {snr:.0f} dB**" if is_wrong(row) else f", *{snr:.0f} dB*"
 
 
 def _paper_cell(rows: Mapping[str, Sequence[Any]], network: str, reference: str, index: int, column: str) -> str:
