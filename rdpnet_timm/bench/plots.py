@@ -158,29 +158,34 @@ def _label(axis: Any, points: Mapping[str, Tuple[float, float]]) -> None:
             return np.empty((0, 2))
         return _along(np.stack([pixels[name], pixels[name] + scale * np.array(place)]))[2:]
 
-    def cost(name: str, place: Tuple[float, float]) -> float:
-        box, leader = box_at(name, place), leader_at(name, place)
-        others = [_overlap(box, box_at(other, at)) for other, at in chosen.items() if other != name]
-        crossed = [
-            _inside(leader_at(other, at), box, 0) + _inside(leader, box_at(other, at), 0)
-            for other, at in chosen.items()
-            if other != name
-        ]
-        outside = np.clip(frame[0] - box[0], 0, None).sum() + np.clip(box[1] - frame[1], 0, None).sum()
-        return (
-            10 * sum(others) / sizes[name].prod()
-            + 4 * _inside(marks, box, 4 * scale)
-            + 0.3 * _inside(lines, box, 1)
-            + 0.5 * sum(crossed)
-            + outside
-            + 0.02 * float(np.hypot(*place))
-        )
-
     places = [(dx * far, dy * far) for far in (1, 1.6, 2.3, 3.2, 4.5, 6) for dx, dy in _DIRECTIONS]
+    boxes = {(name, place): box_at(name, place) for name in points for place in places}
+    leaders = {(name, place): leader_at(name, place) for name in points for place in places}
+    # what of a place's cost does not depend on the other names
+    own = {
+        (name, place): 4 * _inside(marks, box, 4 * scale)
+        + 0.3 * _inside(lines, box, 1)
+        + np.clip(frame[0] - box[0], 0, None).sum()
+        + np.clip(box[1] - frame[1], 0, None).sum()
+        + 0.02 * float(np.hypot(*place))
+        for (name, place), box in boxes.items()
+    }
     chosen: Dict[str, Tuple[float, float]] = {}
     for _ in range(6):
+        before = dict(chosen)
         for name in sorted(points, key=lambda name: -points[name][1]):
-            chosen[name] = min(places, key=lambda place: cost(name, place))
+            others = [(other, at) for other, at in chosen.items() if other != name]
+            taken = np.array([boxes[other] for other in others]).reshape(-1, 2, 2)
+            drawn = np.concatenate([np.empty((0, 2)), *(leaders[other] for other in others)])
+
+            def cost(place: Tuple[float, float], name=name, taken=taken, drawn=drawn) -> float:
+                box, leader = boxes[name, place], leaders[name, place]
+                crossed = _inside(drawn, box, 0) + sum(_inside(leader, other, 0) for other in taken if len(leader))
+                return own[name, place] + 10 * _overlaps(box, taken) / sizes[name].prod() + 0.5 * crossed
+
+            chosen[name] = min(places, key=cost)
+        if chosen == before:
+            break
     for name, place in chosen.items():
         axis.annotate(
             name,
@@ -208,8 +213,10 @@ def _inside(points: np.ndarray, box: np.ndarray, margin: float) -> int:
     return int(((points > box[0] - margin) & (points < box[1] + margin)).all(1).sum())
 
 
-def _overlap(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.clip(np.minimum(a[1], b[1]) - np.maximum(a[0], b[0]), 0, None).prod())
+def _overlaps(box: np.ndarray, others: np.ndarray) -> float:
+    """The area that ``box`` ``(2, 2)`` shares with each of ``others`` ``(n, 2, 2)``, summed up."""
+    sides = np.minimum(box[1], others[:, 1]) - np.maximum(box[0], others[:, 0])
+    return float(np.clip(sides, 0, None).prod(1).sum())
 
 
 def _sweep_figure(pyplot: Any, result: Result, lines: Sequence[Row]) -> Any:
