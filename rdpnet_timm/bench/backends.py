@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..deploy.formats import FORMATS
+from ..deploy.formats import FORMATS, OPENVINO_BFLOAT16, OPENVINO_FLOAT32, Options, onnx_session, openvino_model
 from ..deploy.quantize import QUANTIZERS, quantize_onnx
 from ..extras import require_all
 from ..measure.machine import has_bfloat16, has_vnni
 
 __all__ = [
     "BACKENDS", "NOISY_DB", "PRECISIONS", "RUNTIMES", "WRONG_DB", "Backend", "Form", "available", "images_like",
-    "pin_threads", "prepare", "require", "signal_to_noise",
+    "onnx_of", "openvino_options", "pin_threads", "prepare", "require", "signal_to_noise",
 ]  # fmt: skip
 
 PRECISIONS = ("float32", "bfloat16", "int8")
@@ -195,28 +195,25 @@ def _compile(form: Form) -> Callable[[], object]:
     return run
 
 
-def _onnxruntime(form: Form, threads: int, precision: str) -> Callable[[np.ndarray], np.ndarray]:
-    import onnxruntime
+def onnx_of(form: Form, precision: str) -> bytes:
+    """What both runtimes read: the quantised ONNX model for INT8, else the float one."""
+    return form.int8_onnx if precision == "int8" else form.onnx
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+
+def openvino_options(precision: str) -> Options:
+    """OpenVINO's settings for a precision; INT8 is in the model, what is left in float stays float32."""
+    return OPENVINO_BFLOAT16 if precision == "bfloat16" else OPENVINO_FLOAT32
+
+
+def _onnxruntime(form: Form, threads: int, precision: str) -> Callable[[np.ndarray], np.ndarray]:
     # idle threads of one session must not spin while the next contestant has its turn
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    model = form.int8_onnx if precision == "int8" else form.onnx
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session = onnx_session(onnx_of(form, precision), threads, {"session.force_spinning_stop": "1"})
     return lambda images: session.run(None, {"image": images})[0]
 
 
 def _openvino(form: Form, threads: int, precision: str) -> Callable[[np.ndarray], np.ndarray]:
-    import openvino
-
-    core = openvino.Core()
-    model = core.read_model(form.int8_onnx if precision == "int8" else form.onnx)
-    hint = "bf16" if precision == "bfloat16" else "f32"
-    config = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": hint}
-    request = core.compile_model(model, "CPU", config).create_infer_request()
+    model = openvino_model(onnx_of(form, precision), threads, openvino_options(precision))
+    request = model.create_infer_request()
     return lambda images: request.infer({0: images}, share_inputs=True, share_outputs=True)[0]
 
 

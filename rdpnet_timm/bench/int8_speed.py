@@ -23,7 +23,9 @@ from ..deploy.formats import (
     OPENVINO_FLOAT32,
     Options,
     available_threads,
+    onnx_session,
     openvino_has_bfloat16,
+    openvino_model,
     to_onnx,
     to_openvino,
 )
@@ -192,10 +194,7 @@ def operators(path: Path, contestant: str, threads: int, image: np.ndarray, call
 
 
 def _openvino_operators(path: Path, contestant: str, threads: int, image: np.ndarray, calls: int) -> Dict[str, float]:
-    openvino = require("openvino", "profiling OpenVINO")
-    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "PERF_COUNT": True}
-    settings.update(_options(contestant))
-    request = openvino.Core().compile_model(str(path), "CPU", settings).create_infer_request()
+    request = openvino_model(path, threads, {"PERF_COUNT": True, **_options(contestant)}).create_infer_request()
     shortest: Dict[str, Tuple[str, float]] = {}
     for _ in range(calls):
         request.infer({0: image})
@@ -208,11 +207,7 @@ def _openvino_operators(path: Path, contestant: str, threads: int, image: np.nda
 
 
 def _onnx_operators(path: Path, threads: int, image: np.ndarray, calls: int) -> Dict[str, float]:
-    runtime = require("onnxruntime", "profiling ONNX Runtime")
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads, options.enable_profiling = threads, True
-    options.profile_file_prefix = str(path.with_suffix(""))
-    session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    session = onnx_session(path, threads, {}, profile=str(path.with_suffix("")))
     for _ in range(calls):
         session.run(None, {session.get_inputs()[0].name: image})
     shortest: Dict[str, Tuple[str, float]] = {}

@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Sequence
 
+from ..deploy.formats import openvino_model
 from ..measure.machine import cpu_flags
-from .backends import Form
+from .backends import Form, onnx_of, openvino_options
 
 __all__ = ["CLASSES", "CpuClass", "kernels", "require_class", "run_classes", "runnable"]
 
@@ -77,13 +78,8 @@ def run_classes(names: Sequence[str], arguments: Sequence[str], output: Path) ->
 
 def kernels(form: Form, precision: str) -> List[str]:
     """The names of the kernels that compute the convolutions, by OpenVINO's own counters."""
-    import openvino
-
-    core = openvino.Core()
-    hint = "bf16" if precision == "bfloat16" else "f32"
-    settings = {"PERF_COUNT": True, "INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": hint}
-    model = core.read_model(form.int8_onnx if precision == "int8" else form.onnx)
-    request = core.compile_model(model, "CPU", settings).create_infer_request()
+    settings = {"PERF_COUNT": True, **openvino_options(precision)}
+    request = openvino_model(onnx_of(form, precision), 1, settings).create_infer_request()
     request.infer({0: form.x.numpy()})
     return sorted({node.exec_type for node in request.profiling_info if "Convolution" in node.node_type})
 

@@ -7,6 +7,7 @@ from typing import Any, Callable, Dict, List, Sequence, Tuple
 import numpy as np
 import torch
 
+from ..deploy.formats import openvino_model
 from ..measure.forms import deploy_form, settle_norms
 from ..measure.size import count
 from . import backends
@@ -96,17 +97,9 @@ def _openvino_streams(
 ) -> Callable[[], object]:
     import openvino
 
-    core = openvino.Core()
-    model = core.read_model(form.int8_onnx if precision == "int8" else form.onnx)
-    model.reshape([1, *form.x.shape[1:]])
-    hint = "bf16" if precision == "bfloat16" else "f32"
-    settings = {
-        "PERFORMANCE_HINT": "THROUGHPUT",
-        "NUM_STREAMS": cores,
-        "INFERENCE_NUM_THREADS": cores,
-        "INFERENCE_PRECISION_HINT": hint,
-    }
-    queue = openvino.AsyncInferQueue(core.compile_model(model, "CPU", settings), cores)
+    settings = {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": cores, **backends.openvino_options(precision)}
+    model = openvino_model(backends.onnx_of(form, precision), cores, settings, (1, *form.x.shape[1:]))
+    queue = openvino.AsyncInferQueue(model, cores)
 
     def run() -> None:
         for image in images:

@@ -4,7 +4,7 @@ import contextlib
 import io
 import warnings
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -22,8 +22,10 @@ __all__ = [
     "Runner",
     "fold_constants",
     "known_format",
+    "onnx_session",
     "onnx_to_openvino",
     "openvino_has_bfloat16",
+    "openvino_model",
     "require_format",
     "to_onnx",
     "to_openvino",
@@ -169,14 +171,29 @@ def _load_onnx(path: Path, threads: int, options: Options) -> Runner:
     return lambda images: run(images)[0]
 
 
-def _load_all_onnx(path: Path, threads: int, options: Options) -> Network:
+def onnx_session(model: Union[Path, bytes], threads: int, options: Options, profile: str = "") -> Any:
+    """ONNX Runtime's session for a file or its content, on the CPU.
+
+    Args:
+        model: the ONNX model.
+        threads: of one operator; operators run one after another.
+        options: entries of its configuration.
+        profile: where given, operators are timed, and this is the prefix of the file with their times.
+    """
     runtime = require("onnxruntime", "running ONNX models")
-    session_options = runtime.SessionOptions()
-    session_options.intra_op_num_threads = threads
-    session_options.log_severity_level = 3
+    settings = runtime.SessionOptions()
+    settings.intra_op_num_threads, settings.inter_op_num_threads = threads, 1
+    settings.log_severity_level = 3
     for name, value in options.items():
-        session_options.add_session_config_entry(name, str(value))
-    session = runtime.InferenceSession(str(path), session_options, providers=["CPUExecutionProvider"])
+        settings.add_session_config_entry(name, str(value))
+    if profile:
+        settings.enable_profiling, settings.profile_file_prefix = True, profile
+    source = model if isinstance(model, bytes) else str(model)
+    return runtime.InferenceSession(source, settings, providers=["CPUExecutionProvider"])
+
+
+def _load_all_onnx(path: Path, threads: int, options: Options) -> Network:
+    session = onnx_session(path, threads, options)
     name = session.get_inputs()[0].name
     return lambda images: session.run(None, {name: images})
 
@@ -211,10 +228,27 @@ def _load_openvino(path: Path, threads: int, options: Options) -> Runner:
     return lambda images: run(images)[0]
 
 
-def _load_all_openvino(path: Path, threads: int, options: Options) -> Network:
-    openvino = require("openvino", "running OpenVINO models")
+def openvino_model(
+    model: Union[Path, bytes], threads: int, options: Options, input_shape: Optional[Sequence[int]] = None
+) -> Any:
+    """OpenVINO's compiled model of a file or of an ONNX file's content, on the CPU.
+
+    Args:
+        model: an ``.xml`` or ONNX file, or the content of the latter.
+        threads: in all.
+        options: settings; where they do not say otherwise, it is made for the latency of one image, in float32.
+        input_shape: ``(N, C, H, W)`` in place of the model's own.
+    """
+    core = require("openvino", "running OpenVINO models").Core()
+    network = core.read_model(model if isinstance(model, bytes) else str(model))
+    if input_shape is not None:
+        network.reshape(list(input_shape))
     settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, **OPENVINO_FLOAT32, **options}
-    request = openvino.Core().compile_model(str(path), "CPU", settings).create_infer_request()
+    return core.compile_model(network, "CPU", settings)
+
+
+def _load_all_openvino(path: Path, threads: int, options: Options) -> Network:
+    request = openvino_model(path, threads, options).create_infer_request()
     return lambda images: list(request.infer({0: images}, share_inputs=True).values())
 
 
