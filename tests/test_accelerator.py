@@ -126,7 +126,13 @@ STEPS = {
         "train_cfg.max_epochs=1",
         "train_dataloader.dataset.dataset.indices=8",
     ),
-    "mmsegmentation": ("deeplabv3plus_rdpnet075_sample.py", "train_cfg.max_iters=2", "train_cfg.val_interval=2"),
+    "mmsegmentation": (
+        "deeplabv3plus_rdpnet075_sample.py",
+        "train_cfg.max_iters=2",
+        "train_cfg.val_interval=2",
+        "param_scheduler.0.end=1",
+        "param_scheduler.1.begin=1",
+    ),
 }
 
 

@@ -166,7 +166,9 @@ def test_a_fresh_networks_equal_weights_stay_weights_of_their_own(tmp_path):
 def test_artefacts_come_in_the_order_asked_for(formats, model, pixels, tmp_path, monkeypatch):
     def as_it_is(name):
         write = known_format(name).write
-        return lambda network, example, path, images, dynamic_batch: write(network, example, path, dynamic_batch)
+        return lambda network, example, path, images, dynamic_batch, reduce_range: write(
+            network, example, path, dynamic_batch
+        )
 
     copied = {name: as_it_is(name) for name in ("torchscript", "onnx")}
     monkeypatch.setattr("rdpnet_timm.deploy.artifacts.QUANTIZERS", copied)
@@ -251,7 +253,7 @@ def test_a_folder_that_cannot_be_written_is_named(model, tmp_path):
 @pytest.mark.parametrize(("package", "arguments"), [("onnx", {}), ("openvino", dict(formats=["openvino"]))])
 def test_a_missing_package_is_named_with_its_pip_line(model, tmp_path, monkeypatch, package, arguments):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ImportError, match=rf'{package}: pip install "rdpnet-timm\[deploy\]"'):
+    with pytest.raises(ImportError, match=rf'{package}: pip install "rdpnet-timm\[{package}\]"'):
         export(model, tmp_path / "out", input_size=SIZE, **arguments)
     assert not (tmp_path / "out").exists()
 

@@ -65,9 +65,10 @@ def config_of_the_page(function: str, root: Path, **changes: Any) -> Config:
     file = root / f"{function}.py"
     file.write_text(code.replace('"rdpnet_timm::', f'"{ROOT}/mm_configs/').replace('"data/', f'"{root}/data/'))
     cfg = Config.fromfile(file)
-    cfg.merge_from_dict(
-        {"work_dir": str(root / f"work_{function}"), "experiment_name": root.name + function, **changes}
-    )
+    # a runner takes the visualizer of its name that its process has already, with the folder of an earlier training
+    name = root.name + function
+    names = {"experiment_name": name, "visualizer.name": name}
+    cfg.merge_from_dict({"work_dir": str(root / f"work_{function}"), **names, **changes})
     return cfg
 
 

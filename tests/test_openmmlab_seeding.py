@@ -37,6 +37,8 @@ SEGMENTOR: Dict[str, Any] = {
     "val_dataloader.dataset.indices": 1,
     "test_dataloader.dataset.indices": 1,
     "train_cfg.max_iters": 5,
+    "param_scheduler.0.end": 2,
+    "param_scheduler.1.begin": 2,
     "train_cfg.val_interval": 2,
     "default_hooks.checkpoint.interval": 2,
 }

@@ -782,7 +782,6 @@ def test_the_ablations_can_be_those_of_another_width(tmp_path, monkeypatch):
         ([], "name the data"),
         (["digits", "--epochs", "0"], "epochs must be above 0, got 0.0"),
         (["digits", "--epochs", "-1"], "epochs must be above 0, got -1.0"),
-        (["digits", "--jobs", "0"], "jobs must be at least 1, got 0"),
         (["digits", "--model", "rdpnet_050_cifar"], "leave out --model rdpnet_050_cifar"),
         (["digits", "--model-args", "shuffle_groups=0"], "leave out --model-args"),
         (["digits", "--recipe", "lazy"], "lazy"),
@@ -798,10 +797,18 @@ def test_what_would_fail_in_every_run_of_a_table_fails_before_the_first(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("option", "value"), [("--epochs", "0"), ("--epochs", "-1"), ("--threads", "0")])
+@pytest.mark.parametrize(("option", "value"), [("--epochs", "0"), ("--epochs", "-1")])
 def test_a_number_that_trains_nothing_is_refused_and_nothing_written(tmp_path, capsys, option, value):
     assert main(["train", "digits", "--output", str(tmp_path / "out"), option, value]) == 1
     assert f"{option.strip('-')} must be" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("arguments", [["train", "digits", "--threads", "0"], ["table", "3", "digits", "--jobs", "0"]])
+def test_a_count_below_one_is_wrong_usage(tmp_path, capsys, arguments):
+    with pytest.raises(SystemExit, match="2"):
+        main([*arguments, "--output", str(tmp_path / "out")])
+    assert f"argument {arguments[-2]}: expected a whole number from 1, got '0'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
