@@ -63,14 +63,17 @@ def compare(
         ("train form", "PyTorch"): openmmlab_answers(model, settings),
         ("deploy form", "PyTorch"): openmmlab_answers(reparameterize(model), settings),
     }
-    for path in map(Path, artifacts):
+    paths = list(map(Path, artifacts))
+    names = [path.name for path in paths]
+    for path in paths:
+        label = path.name if names.count(path.name) == 1 else str(path)  # of one name, in different folders
         formats = {".onnx": ("onnx", "openvino"), ".xml": ("openvino",)}.get(path.suffix)
         if formats is None:
             raise ValueError(f"expected files that end in .onnx or .xml, got '{path}'")
         for name in formats:
             kind = FORMATS[name]
             assert kind.load_all is not None
-            contestants[path.name, _RUNTIMES[name]] = kind.load_all(path, 1, kind.options[0])
+            contestants[label, _RUNTIMES[name]] = kind.load_all(path, 1, kind.options[0])
     dataset = DATASETS.build(settings.test_dataloader.dataset)
     count = min(limit or len(dataset), len(dataset))
     evaluators, answers = {}, {key: [] for key in contestants}  # type: Dict[Any, Any], Dict[Any, List[Answer]]
