@@ -317,17 +317,22 @@ class RepVGGBlock(_MultiBranchBlock):
         in_channels: int,
         out_channels: int,
         stride: int = 2,
+        single_branch: bool = False,
         inference_mode: bool = False,
         norm_layer: NormLayer = nn.BatchNorm2d,
         device: Optional[torch.device] = None,
         dtype: Optional[torch.dtype] = None,
     ) -> None:
-        branches = {"conv3x3": 3, "conv1x1": 1}
+        branches = {"conv3x3": 3} if single_branch else {"conv3x3": 3, "conv1x1": 1}
         super().__init__(
             in_channels, out_channels, 3, stride, 1, 1, branches, inference_mode, norm_layer, device, dtype
         )
         self._train_form_args = dict(
-            in_channels=in_channels, out_channels=out_channels, stride=stride, norm_layer=norm_layer
+            in_channels=in_channels,
+            out_channels=out_channels,
+            stride=stride,
+            single_branch=single_branch,
+            norm_layer=norm_layer,
         )
 
     @torch.jit.unused
@@ -363,17 +368,20 @@ class DepthBlock(_MultiBranchBlock):
         channels: int,
         dilation: int = 1,
         deploy_stride: int = 1,
+        single_branch: bool = False,
         inference_mode: bool = False,
         norm_layer: NormLayer = nn.BatchNorm2d,
         device: Optional[torch.device] = None,
         dtype: Optional[torch.dtype] = None,
     ) -> None:
-        branches = {"conv3x3": 3, "conv1x1": 1, "identity": 0}
+        branches = {"conv3x3": 3} if single_branch else {"conv3x3": 3, "conv1x1": 1, "identity": 0}
         stride = deploy_stride if inference_mode else 1
         super().__init__(
             channels, channels, 3, stride, dilation, channels, branches, inference_mode, norm_layer, device, dtype
         )
-        self._train_form_args = dict(channels=channels, dilation=dilation, norm_layer=norm_layer)
+        self._train_form_args = dict(
+            channels=channels, dilation=dilation, single_branch=single_branch, norm_layer=norm_layer
+        )
 
     @torch.jit.unused
     def fused_forward(self, x: Tensor, stride: int = 1) -> Tensor:
@@ -398,19 +406,25 @@ class PointBlock(_MultiBranchBlock):
         out_channels: int,
         stride: int = 1,
         identity: bool = False,
+        single_branch: bool = False,
         inference_mode: bool = False,
         norm_layer: NormLayer = nn.BatchNorm2d,
         device: Optional[torch.device] = None,
         dtype: Optional[torch.dtype] = None,
     ) -> None:
-        branches = {"conv1x1_a": 1, "conv1x1_b": 1}
+        branches = {"conv1x1_a": 1} if single_branch else {"conv1x1_a": 1, "conv1x1_b": 1}
         if identity and in_channels == out_channels and stride == 1:
             branches["identity"] = 0
         super().__init__(
             in_channels, out_channels, 1, stride, 1, 1, branches, inference_mode, norm_layer, device, dtype
         )
         self._train_form_args = dict(
-            in_channels=in_channels, out_channels=out_channels, stride=stride, identity=identity, norm_layer=norm_layer
+            in_channels=in_channels,
+            out_channels=out_channels,
+            stride=stride,
+            identity=identity,
+            single_branch=single_branch,
+            norm_layer=norm_layer,
         )
 
     @torch.jit.unused
@@ -458,6 +472,7 @@ class RDPModule(Reparameterizable):
         dilation: dilation of the depthwise 3x3 convolution.
         shuffle_groups: groups of the channel shuffle; 0 or 1 leaves it out.
         pointwise_identity: give the Point-Block an identity branch where shapes allow it.
+        single_branch: give every block its first convolution and norm alone.
         inference_mode: build the deploy form.
         norm_layer: batch norm class, called with the channels, ``device`` and ``dtype``.
     """
@@ -470,6 +485,7 @@ class RDPModule(Reparameterizable):
         dilation: int = 1,
         shuffle_groups: int = 2,
         pointwise_identity: bool = False,
+        single_branch: bool = False,
         inference_mode: bool = False,
         norm_layer: NormLayer = nn.BatchNorm2d,
         device: Optional[torch.device] = None,
@@ -480,7 +496,13 @@ class RDPModule(Reparameterizable):
             raise ValueError(
                 f"shuffle_groups must be 0 or 1 (no shuffle) or divide the {in_channels} channels, got {shuffle_groups}"
             )
-        common: Dict[str, Any] = dict(inference_mode=inference_mode, norm_layer=norm_layer, device=device, dtype=dtype)
+        common: Dict[str, Any] = dict(
+            single_branch=single_branch,
+            inference_mode=inference_mode,
+            norm_layer=norm_layer,
+            device=device,
+            dtype=dtype,
+        )
         self.depth = DepthBlock(in_channels, dilation, deploy_stride=stride, **common)
         shuffles = shuffle_groups > 1 and not inference_mode
         self.shuffle = ChannelShuffle(shuffle_groups) if shuffles else nn.Identity()
@@ -494,6 +516,7 @@ class RDPModule(Reparameterizable):
             dilation=dilation,
             shuffle_groups=shuffle_groups,
             pointwise_identity=pointwise_identity,
+            single_branch=single_branch,
             norm_layer=norm_layer,
         )
 

@@ -163,11 +163,13 @@ def _args_of(state_dict: Dict[str, Tensor]) -> Dict[str, Any]:
         return {}
     head = state_dict.get("head.weight")
     identity = any(re.search(r"\.point\.branches\.identity\.", name) for name in state_dict)
+    single = merged is None and "stem.branches.conv1x1.conv.weight" not in state_dict
     return {
         "in_chans": stem.shape[1],
         "num_classes": 0 if head is None else head.shape[0],
         **({"inference_mode": True} if merged is not None else {}),
         **({"pointwise_identity": True} if identity else {}),
+        **({"single_branch": True} if single else {}),
     }
 
 

@@ -38,6 +38,7 @@ class RDPNet(nn.Module):
         strides: stride of the stem and of the first module of each stage; the CIFAR form has 1 for the first two.
         shuffle_groups: groups of the channel shuffle; 0 or 1 switches it off (the paper's ablation, Table 8).
         pointwise_identity: an identity branch in the Point-Blocks whose shapes allow it (ablation, Table 8).
+        single_branch: one convolution and one norm a block, as in the deploy form: what the branches are measured by.
         inference_mode: build the deploy form, one path of convolutions. It loads train-form weights as well.
         in_chans: input channels.
         num_classes: classes; 0 leaves the classifier out.
@@ -59,6 +60,7 @@ class RDPNet(nn.Module):
         strides: Tuple[int, ...] = (2, 2, 2, 2, 2),
         shuffle_groups: int = 2,
         pointwise_identity: bool = False,
+        single_branch: bool = False,
         inference_mode: bool = False,
         in_chans: int = 3,
         num_classes: int = 1000,
@@ -73,7 +75,13 @@ class RDPNet(nn.Module):
         super().__init__()
         if in_chans < 1 or num_classes < 0:
             raise ValueError(f"in_chans must be positive, got {in_chans}; num_classes 0 or more, got {num_classes}")
-        common: Dict[str, Any] = dict(inference_mode=inference_mode, norm_layer=norm_layer, device=device, dtype=dtype)
+        common: Dict[str, Any] = dict(
+            single_branch=single_branch,
+            inference_mode=inference_mode,
+            norm_layer=norm_layer,
+            device=device,
+            dtype=dtype,
+        )
         self.num_classes = num_classes
         self.in_chans = in_chans
         self.drop_rate = drop_rate

@@ -333,8 +333,8 @@ def test_compiled_networks_compute_what_pytorch_computes(form):
 
 
 def test_single_branches_leave_the_convolutions_of_the_deploy_form():
-    single = training.single_branch(peers.rdpnet(0.25))
-    deployed = peers.rdpnet(0.25, inference_mode=True)
+    single = training.entries(training.Setting(0.25, (3, 32, 32), 16))[0].build()
+    deployed = peers.rdpnet(0.25, strides=peers.CIFAR_STRIDES, inference_mode=True)
     kernels = [
         sorted(tuple(module.weight.shape) for module in model.modules() if isinstance(module, nn.Conv2d))
         for model in (single, deployed)

@@ -113,6 +113,8 @@ def test_a_model_is_made_from_a_file_with_the_arguments_that_its_weights_show(tm
     loaded = load_model(path)
     assert loaded.num_classes == 3 and loaded.in_chans == 1
     assert rdpnet_timm.verify(model, loaded).max_difference == 0
+    single = trained(num_classes=3, single_branch=True)
+    assert rdpnet_timm.verify(single, load_model(timm_file(path, single.state_dict()))).max_difference == 0
     with pytest.raises(FileNotFoundError, match=r"rdpnet_999.*list_models"):
         load_model("rdpnet_999")
 

@@ -86,6 +86,7 @@ def cases(draw: st.DrawFn) -> Dict[str, Any]:
         "name": f"rdpnet_{draw(st.sampled_from(sorted(WIDTHS)))}{form}",
         "shuffle_groups": draw(st.sampled_from([0, 1, 2, 4])),
         "pointwise_identity": draw(st.booleans()),
+        "single_branch": draw(st.sampled_from([False, False, True])),
         "in_chans": draw(st.sampled_from([1, 3, 5])),
         "output_stride": draw(st.sampled_from([8] if form else [8, 16, 32])),
         "seed": draw(st.integers(0, 1000)),
@@ -94,7 +95,9 @@ def cases(draw: st.DrawFn) -> Dict[str, Any]:
 
 def rdpnet(case: Dict[str, Any], decades: float) -> "tuple[nn.Module, Tensor]":
     """The case's model, its norms random, and images for it."""
-    options = {key: case[key] for key in ("shuffle_groups", "pointwise_identity", "in_chans", "output_stride")}
+    options = {
+        key: case[key] for key in ("shuffle_groups", "pointwise_identity", "single_branch", "in_chans", "output_stride")
+    }
     model = randomize_norms(timm.create_model(case["name"], **options), case["seed"], decades)
     generator = torch.Generator().manual_seed(case["seed"])
     return model.eval(), torch.randn(2, case["in_chans"], 32, 48, generator=generator)

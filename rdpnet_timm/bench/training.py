@@ -11,14 +11,13 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from ..allocator import keep_freed_memory
-from ..blocks import DepthBlock, PointBlock, RepVGGBlock, set_fused
 from ..measure.size import count
 from . import peers
 from .backends import pin_threads
 from .report import Result, Start, entry_facts, measure_run
 from .tables import CIFAR_SIZE, IMAGENET_SIZE, TRAIN, Entry
 
-__all__ = ["measure_training", "peak_memory", "single_branch", "training_step"]
+__all__ = ["measure_training", "peak_memory", "training_step"]
 
 TRAINING_TITLE = "The cost of training"
 TRAINING_NOTE = (
@@ -47,20 +46,12 @@ QUICK_SETTINGS = (Setting(0.25, CIFAR_SIZE, 16),)
 GPU_SETTINGS = (Setting(1.0, IMAGENET_SIZE, 128),)
 
 
-def single_branch(model: nn.Module) -> nn.Module:
-    """Leave, in place, the first branch of every block, the convolution of the deploy form with its norm."""
-    for module in model.modules():
-        if isinstance(module, (DepthBlock, PointBlock, RepVGGBlock)) and module.branches is not None:
-            module.branches = nn.ModuleDict(dict([next(iter(module.branches.items()))]))
-    return set_fused(model, False)
-
-
 def entries(setting: Setting) -> List[Entry]:
     """The contestants of a run; MobileOne, the nearest relative with branches, beside the width of its cost."""
     is_small = setting.size == CIFAR_SIZE
 
-    def rdpnet() -> nn.Module:
-        return peers.rdpnet(setting.width, strides=peers.CIFAR_STRIDES if is_small else (2, 2, 2, 2, 2))
+    def rdpnet(**kwargs: Any) -> nn.Module:
+        return peers.rdpnet(setting.width, strides=peers.CIFAR_STRIDES if is_small else (2, 2, 2, 2, 2), **kwargs)
 
     def mobileone() -> nn.Module:
         model = peers.timm_model("mobileone_s0")
@@ -68,9 +59,9 @@ def entries(setting: Setting) -> List[Entry]:
 
     name = f"RDPNet-{setting.width}x"
     found = [
-        Entry(f"{name}, {SINGLE}", lambda: single_branch(rdpnet()), setting.size),
+        Entry(f"{name}, {SINGLE}", lambda: rdpnet(single_branch=True, fused=False), setting.size),
         Entry(f"{name}, fused", rdpnet, setting.size),
-        Entry(f"{name}, branch by branch", lambda: set_fused(rdpnet(), False), setting.size),
+        Entry(f"{name}, branch by branch", lambda: rdpnet(fused=False), setting.size),
     ]
     return found + ([Entry("MobileOne-S0", mobileone, setting.size)] if setting.width == 1 else [])
 
