@@ -1,6 +1,7 @@
-"""What all tests share: one thread a worker, a seed, the settings of hypothesis."""
+"""What all tests share: one thread a worker, a seed, the settings of hypothesis, the order."""
 
 import os
+from typing import List
 
 import pytest
 import torch
@@ -14,3 +15,8 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+def pytest_collection_modifyitems(items: List[pytest.Item]) -> None:
+    """Slow tests first: no worker is left alone with one at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)

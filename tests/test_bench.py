@@ -551,23 +551,23 @@ def test_an_interrupted_command_keeps_what_it_has_and_says_so(tmp_path, capsys, 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_a_quick_run_writes_every_table(tmp_path):
-    run.run(run.NAMES, tmp_path, quick=True, command="rdpnet bench all --quick")
-    for name in run.NAMES:
-        result = json.loads((tmp_path / f"{name}.json").read_text())
-        assert result["complete"] and result["quick"] and result["machine"]["cpu"]
-        with open(tmp_path / f"{name}.csv", newline="") as file:
-            lines = list(csv.DictReader(file))
-        expected = {"training": {"cpu"}, "throughput": {"onnxruntime", "openvino"}}
-        assert {line["backend"] for line in lines} == expected.get(name, {"eager", "onnxruntime", "openvino"})
-        assert name == "training" or {"float32", "int8"} <= {line["precision"] for line in lines}
-        assert all(float(line["min_ms"]) > 0 and line["rounds"] == "2" for line in lines)
-        for one in result["runs"]:
-            samples = one["measurement"]["samples"]
-            assert samples.keys() == one["contestants"].keys() and not one["failures"]
-            assert all(len(times) == 2 for times in samples.values())
-            assert len(one["ratios"]) == len(samples) * (len(samples) - 1) // 2
-        assert "not to be quoted" in (tmp_path / f"{name}.md").read_text()
-    assert sorted(path.stem for path in tmp_path.glob("*.png")) == ["figure2", "modern", "scaling", "table5"]
+@pytest.mark.parametrize("name", run.NAMES)
+def test_a_quick_run_writes_the_table(name, tmp_path):
+    run.run([name], tmp_path, quick=True, command=f"rdpnet bench {name} --quick")
+    result = json.loads((tmp_path / f"{name}.json").read_text())
+    assert result["complete"] and result["quick"] and result["machine"]["cpu"]
+    with open(tmp_path / f"{name}.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    expected = {"training": {"cpu"}, "throughput": {"onnxruntime", "openvino"}}
+    assert {line["backend"] for line in lines} == expected.get(name, {"eager", "onnxruntime", "openvino"})
+    assert name == "training" or {"float32", "int8"} <= {line["precision"] for line in lines}
+    assert all(float(line["min_ms"]) > 0 and line["rounds"] == "2" for line in lines)
+    for one in result["runs"]:
+        samples = one["measurement"]["samples"]
+        assert samples.keys() == one["contestants"].keys() and not one["failures"]
+        assert all(len(times) == 2 for times in samples.values())
+        assert len(one["ratios"]) == len(samples) * (len(samples) - 1) // 2
+    assert "not to be quoted" in (tmp_path / f"{name}.md").read_text()
+    has_picture = name in ("figure2", "modern", "scaling", "table5")
+    assert [path.stem for path in tmp_path.glob("*.png")] == [name] * has_picture
     assert not list(tmp_path.glob(".*"))

@@ -1,11 +1,15 @@
 """Models go to the Hugging Face Hub and come back by timm's own functions."""
 
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
 import torch
+from huggingface_hub import HfApi
+from huggingface_hub.utils import EntryNotFoundError
 from timm.models import save_for_hf
 
 from rdpnet_timm import reparameterize, weights
@@ -39,6 +43,38 @@ def test_another_width_with_other_arguments_comes_back(tmp_path: Path) -> None:
     x = torch.randn(1, 1, 64, 64)
     with torch.inference_mode():
         assert torch.equal(again.eval()(x), model.eval()(x))
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in place of the Hub's server, behind the client's four functions that timm calls."""
+
+    def upload(api: HfApi, repo_id: str, folder_path: str, **_: object) -> None:
+        shutil.copytree(folder_path, tmp_path / repo_id)
+
+    def download(repo_id: str, filename: str, **_: object) -> str:
+        if not (tmp_path / repo_id / filename).exists():
+            raise EntryNotFoundError(filename)
+        return str(tmp_path / repo_id / filename)
+
+    monkeypatch.setattr(HfApi, "create_repo", lambda api, repo_id, **_: SimpleNamespace(repo_id=repo_id))
+    monkeypatch.setattr(HfApi, "file_exists", lambda api, **_: False)
+    monkeypatch.setattr(HfApi, "upload_folder", upload)
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", download)
+    return tmp_path
+
+
+def test_the_pages_example_of_the_hub_gives_the_model_back(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parent.parent / "docs/timm.md").read_text().split("## The Hugging Face Hub")[1]
+    monkeypatch.chdir(hub)
+    names: dict = {}
+    exec(page.split("```python\n")[1].split("```")[0], names)
+    shipped = logits(timm.create_model(names["name"], pretrained=True))
+    assert torch.equal(logits(names["model"]), shipped) and torch.equal(logits(names["again"]), shipped)
+    (repository,) = hub.glob("you/*")
+    assert {path.name for path in repository.iterdir()} == {"README.md", "config.json", "model.safetensors"}
+    written = (repository / "README.md").read_text()
+    assert "apache-2.0" in written and names["name"] in written
 
 
 def test_weights_say_licence_classes_and_what_they_are() -> None:
