@@ -163,7 +163,9 @@ def test_a_module_stays_the_same_function_whatever_its_norms_hold(
 
 
 @pytest.mark.parametrize(
-    "block", [RepVGGBlock(3, 8, 2), DepthBlock(8, 2), PointBlock(8, 8, 1, True), PointBlock(8, 6, 2)], ids=repr
+    "block",
+    [RepVGGBlock(3, 8, 2), DepthBlock(8, 2), PointBlock(8, 8, 1, True), PointBlock(8, 6, 2)],
+    ids=["stem", "depth", "point, identity", "point, stride 2"],
 )
 def test_each_block_converts_alone_and_only_once(block: nn.Module) -> None:
     randomize_norms(block).double().eval()
