@@ -63,7 +63,14 @@ class Form:
         module: the network, in evaluation mode.
         x: the images ``(N, C, H, W)``, one where latency is timed.
         dynamic: let the ONNX model take any number of images, not that of ``x`` alone.
+
+    Attributes:
+        has_snr: whether its output is one whose signal-to-noise ratio says something.
+        parts: names of the submodules that INT8 is for; all of them where there are none.
     """
+
+    has_snr = True
+    parts: Tuple[str, ...] = ()
 
     def __init__(self, module: nn.Module, x: Tensor, dynamic: bool = False) -> None:
         self.module = module.eval()
@@ -84,8 +91,8 @@ class Form:
         return buffer.getvalue()
 
     @cached_property
-    def calibration(self) -> np.ndarray:
-        """The images that INT8 ranges are taken from, the same for all networks of a size."""
+    def calibration(self) -> Sequence[np.ndarray]:
+        """The images that INT8 ranges are taken from, the same for all networks of a size; ``(N, C, H, W)``."""
         return images_like(self.x.shape[1:], CALIBRATION_IMAGES, seed=1).numpy()
 
     @cached_property
@@ -94,7 +101,7 @@ class Form:
         with tempfile.TemporaryDirectory() as folder:
             source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
             source.write_bytes(self.onnx)
-            quantize_onnx(source, target, self.calibration)
+            quantize_onnx(source, target, self.calibration, parts=self.parts)
             return target.read_bytes()
 
     @cached_property
@@ -223,7 +230,7 @@ def _from_file(backend: str, form: Form, threads: int, precision: str) -> Callab
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"model{kind.suffixes[0]}"
         if precision == "int8":
-            QUANTIZERS[backend](form.module, form.x, path, form.calibration, False, not has_vnni())
+            QUANTIZERS[backend](form.module, form.x, path, np.asarray(form.calibration), False, not has_vnni())
         else:
             kind.write(form.module, form.x, path, False)
         return kind.load(path, threads, kind.options[0])

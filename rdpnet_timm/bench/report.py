@@ -53,6 +53,7 @@ def measure_runs(
     functions: Mapping[Tuple[str, str], Mapping[str, Callable[[], object]]],
     progress: Callable[[int, int], object],
     runs: Mapping[Tuple[str, str], Dict[str, Any]],
+    primed: bool = True,
 ) -> None:
     """As :func:`measure_run`, for several backends and precisions whose contestants all take turns with each other.
 
@@ -61,6 +62,7 @@ def measure_runs(
         functions: what to call, by pair and contestant.
         progress: as :func:`.timing.measure` takes it.
         runs: the facts of each run.
+        primed: as :func:`.timing.measure` takes it.
     """
     together = {(pair, key): call for pair, calls in functions.items() for key, call in calls.items()}
     names = {f"{pair[0]}, {pair[1]}: {key}": (pair, key) for pair, key in together}
@@ -72,7 +74,7 @@ def measure_runs(
 
     try:
         calls = {name: together[each] for name, each in names.items()}
-        measurement = measure(calls, result["rounds"], 1 if result["quick"] else 3, progress=progress)
+        measurement = measure(calls, result["rounds"], 1 if result["quick"] else 3, progress=progress, primed=primed)
     except Interrupted as interrupted:
         split(interrupted.measurement)
         raise

@@ -10,14 +10,14 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Seque
 
 import torch
 
-from ..extras import require_all
+from ..extras import is_installed, require_all
 from ..measure.forms import settle_norms
 from ..measure.machine import describe, require_threads
-from ..measure.size import count
+from ..measure.size import count, count_macs
 from . import backends as runtimes
 from . import isa
 from .report import Result, Start, entry_facts, markdown, measure_runs, write
-from .tables import TABLES, Comparison, Entry, Table
+from .tables import DEPLOY, TABLES, Comparison, Entry, Table
 from .throughput import THROUGHPUT_NOTE, THROUGHPUT_TITLE, measure_throughput
 from .training import TRAINING_NOTE, TRAINING_TITLE, measure_training
 
@@ -27,6 +27,8 @@ BACKENDS = ("eager", "onnxruntime", "openvino")  # torch.compile takes a minute 
 NAMES = (*TABLES, "training", "throughput")
 _OTHERS = {"training": (TRAINING_TITLE, TRAINING_NOTE), "throughput": (THROUGHPUT_TITLE, THROUGHPUT_NOTE)}
 QUICK_ROUNDS = 2
+_WHOLE_BACKENDS = ("onnxruntime", "openvino")
+_WHOLE_NEEDS = ("mmengine", "mmcv", "mmdet", "mmseg")
 
 
 def run(
@@ -162,14 +164,19 @@ def _measure_table(
     start: Start,
     save: Callable[[], Any],
 ) -> None:
-    comparisons = table.comparisons[:1] if result["quick"] else table.comparisons
-    total = len(comparisons) * len(pairs) * len(threads)
-    for comparison in comparisons:
+    jobs, left_out = _jobs(table, pairs)
+    result["note"] += left_out
+    if result["quick"]:
+        jobs = [job for job in jobs if job[0] in (*table.comparisons[:1], *table.whole[:1])]
+    total = sum(len(able) for _, able in jobs) * len(threads)
+    for comparison, able in jobs:
+        is_whole = comparison in table.whole
         start(f"{comparison.title}: building", len(result["runs"]), total)
         torch.set_num_threads(max(threads))
-        contestants = _build(table, _quick_entries(comparison) if result["quick"] else comparison.entries)
+        entries = _quick_entries(comparison) if result["quick"] else comparison.entries
+        contestants = _build_whole(entries, result["quick"]) if is_whole else _build(table, entries)
         reference = f"{comparison.reference}, {list(table.forms)[-1]}"
-        for group in _take_turns(pairs):
+        for group in _take_turns(able):
             for number in threads:
                 turn = start(f"{comparison.title}: {_named(group)}, {number} threads", len(result["runs"]), total)
                 runtimes.pin_threads(number)
@@ -192,8 +199,21 @@ def _measure_table(
                     )
                 if limit := result["machine"]["isa_limit"]:
                     result["kernels"] = isa.require_class(limit, contestants[reference].form, [p for _, p in group])
-                measure_runs(result, functions, turn, runs)
+                measure_runs(result, functions, turn, runs, primed=not is_whole)
                 save()
+
+
+def _jobs(table: Table, pairs: Sequence[Tuple[str, str]]) -> Tuple[List[Tuple[Comparison, List[Tuple[str, str]]]], str]:
+    """What is measured, each with the pairs of backend and precision that can run it; and what is left out, and why."""
+    jobs = [(comparison, list(pairs)) for comparison in table.comparisons]
+    if not table.whole:
+        return jobs, ""
+    able = [pair for pair in pairs if pair[0] in _WHOLE_BACKENDS]
+    if not able:
+        return jobs, f" Whole networks are left out: they run on {' and '.join(_WHOLE_BACKENDS)}."
+    if not all(map(is_installed, _WHOLE_NEEDS)):
+        return jobs, ' Whole networks are left out, they need OpenMMLab: `pip install "rdpnet-timm[openmmlab]"`.'
+    return jobs + [(comparison, able) for comparison in table.whole], ""
 
 
 def _take_turns(pairs: Sequence[Tuple[str, str]]) -> List[List[Tuple[str, str]]]:
@@ -230,6 +250,22 @@ def _build(table: Table, entries: Sequence[Entry]) -> Dict[str, _Contestant]:
     return contestants
 
 
+def _build_whole(entries: Sequence[Entry], quick: bool) -> Dict[str, _Contestant]:
+    """As :func:`_build`, of whole networks, which have one form; a quick run gives them a small picture as it is."""
+    from .whole_networks import PictureForm
+
+    contestants = {}
+    for entry in entries:
+        network = entry.build()
+        if quick:
+            network.picture.resize = None
+        form = PictureForm(network, (96, 128) if quick else (entry.size[0], entry.size[1]))
+        params = sum(parameter.numel() for parameter in network.parameters())
+        facts = entry_facts(entry, DEPLOY, params, count_macs(network, form.x))
+        contestants[f"{entry.name}, {DEPLOY}"] = _Contestant(form, {**facts, "size": list(form.x.shape)})
+    return contestants
+
+
 def _small_images(size: Sequence[int]) -> torch.Tensor:
     """Images to make a network's forms with, halved while they have more pixels than that takes."""
     channels, height, width = size
@@ -252,7 +288,8 @@ def _prepare(
                 function = runtimes.prepare(backend, contestant.form, threads)
             else:
                 run = runtimes.runner(backend, contestant.form, threads, precision)
-                snr = round(runtimes.signal_to_noise(contestant.form, run), 1)
+                if contestant.form.has_snr:
+                    snr = round(runtimes.signal_to_noise(contestant.form, run), 1)
                 function = partial(run, contestant.form.x.numpy())
             function()
             functions[key], facts[key] = function, {**contestant.facts, "snr_db": snr}

@@ -21,6 +21,7 @@ MakeForm = Callable[[nn.Module, Tensor], nn.Module]
 IMAGENET_SIZE, CIFAR_SIZE = (3, 224, 224), (3, 32, 32)
 DETECTOR_SIZE = (3, 608, 800)  # a VOC picture of 500x375 at the detector's scale, padded to a multiple of 32
 SEGMENTOR_SIZE = (3, 512, 512)
+PICTURE_SIZE = (375, 500, 3)  # one of VOC's
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ class Table:
         name: the subcommand's argument.
         title: its heading.
         comparisons: what is measured, each on its own.
+        whole: the same of whole networks, which take a picture ``(H, W, 3)``: their entries build OpenMMLab's networks
+            as :mod:`.whole_networks` times them.
         forms: the forms in eager mode, the train form first, by name.
         runtime_forms: those that the other backends are given.
         note: what a reader should know.
@@ -76,6 +79,7 @@ class Table:
     runtime_forms: Tuple[str, ...] = (DEPLOY,)
     note: str = ""
     accuracy: Optional[Mapping[str, float]] = None
+    whole: Tuple[Comparison, ...] = ()
 
     @property
     def paper(self) -> PaperTable:
@@ -138,6 +142,26 @@ def _trunk(name: str, size: Tuple[int, int, int], **kwargs: object) -> Entry:
 def _segmentor_trunk(name: str) -> Entry:
     dilates: Dict[str, object] = {"dilated": True} if name.startswith("MobileNetV3") else {"output_stride": 16}
     return _trunk(name, SEGMENTOR_SIZE, **dilates)
+
+
+# The configs of whole networks by the names of their backbones.
+_CONFIGS = {
+    "MobileNetV2-0.5x": "peers/{}_mobilenetv2_050_voc.py",
+    "MobileNetV3-large-0.35x": "peers/{}_mobilenetv3_large_035_voc.py",
+    "RDPNet-0.75x": "{}_rdpnet075_voc.py",
+    "MobileNetV2-1.0x": "peers/{}_mobilenetv2_100_voc.py",
+    "MobileNetV3-small-1.25x": "peers/{}_mobilenetv3_small_125_voc.py",
+    "RDPNet-1.25x": "{}_rdpnet_voc.py",
+}
+
+
+def _whole(kind: str, name: str) -> Entry:
+    def build() -> nn.Module:
+        from .whole_networks import random_network  # OpenMMLab is wanted here and nowhere else
+
+        return random_network(_CONFIGS[name].format(kind))
+
+    return Entry(name, build, PICTURE_SIZE)
 
 
 _ABLATIONS: Dict[str, Dict[str, Any]] = {
@@ -239,11 +263,23 @@ def _resolutions() -> Comparison:
     return Comparison("Resolution at width 1.0", entries, "RDPNet-1.0x at 224", "resolution, pixels")
 
 
-def _groups(entry: Callable[[str], Entry], a: List[str], b: List[str]) -> Tuple[Comparison, ...]:
-    """The paper's two groups, ours the last of each."""
+def _groups(entry: Callable[[str], Entry], a: List[str], b: List[str], of: str = "") -> Tuple[Comparison, ...]:
+    """The paper's two groups, ours the last of each; ``of`` says what of the networks it is."""
     return tuple(
-        Comparison(title, tuple(map(entry, names)), names[-1]) for title, names in (("Group A", a), ("Group B", b))
+        Comparison(title + of, tuple(map(entry, names)), names[-1]) for title, names in (("Group A", a), ("Group B", b))
     )
+
+
+_DETECTORS = (["MobileNetV3-large-0.35x", "RDPNet-0.75x"], ["MobileNetV3-small-1.25x", "RDPNet-1.25x"])
+_SEGMENTORS = (
+    ["MobileNetV2-0.5x", "MobileNetV3-large-0.35x", "RDPNet-0.75x"],
+    ["MobileNetV2-1.0x", "MobileNetV3-small-1.25x", "RDPNet-1.25x"],
+)
+_WHOLE_NOTE = (
+    " Whole networks, in the runtimes alone: what `rdpnet export` writes of the configs in `mm_configs`, resize and "
+    "choice of boxes included, for a picture of 500x375. Their weights are random, which is good for times and nothing "
+    "else: what INT8 and bfloat16 cost them is measured on trained weights, by `rdpnet bench whole-networks`."
+)
 
 
 TABLES: Dict[str, Table] = {
@@ -287,26 +323,21 @@ TABLES: Dict[str, Table] = {
         ),
         Table(
             "table6",
-            "Table 6: the detectors' backbones, 608x800",
-            _groups(
-                lambda name: _trunk(name, DETECTOR_SIZE),
-                ["MobileNetV3-large-0.35x", "RDPNet-0.75x"],
-                ["MobileNetV3-small-1.25x", "RDPNet-1.25x"],
-            ),
+            "Table 6: Faster R-CNN, backbones and whole",
+            _groups(lambda name: _trunk(name, DETECTOR_SIZE), *_DETECTORS, ": backbones, 608x800"),
             _BOTH,
-            note="A VOC picture of 500x375 at the detector's scale (1000, 600), padded to a multiple of 32. A backbone "
-            "is everything in front of the classifier's pooling.",
+            note="A VOC picture of 500x375 is 608x800 at the detector's scale (1000, 600), padded to a multiple of 32. "
+            "A backbone is everything in front of the classifier's pooling." + _WHOLE_NOTE + " A detector of random "
+            "weights finds as many boxes as its config allows (1000 proposals, 100 boxes).",
+            whole=_groups(partial(_whole, "faster_rcnn"), *_DETECTORS, ": whole Faster R-CNN"),
         ),
         Table(
             "table7",
-            "Table 7: the segmentors' backbones, 512x512, output stride 16",
-            _groups(
-                _segmentor_trunk,
-                ["MobileNetV2-0.5x", "MobileNetV3-large-0.35x", "RDPNet-0.75x"],
-                ["MobileNetV2-1.0x", "MobileNetV3-small-1.25x", "RDPNet-1.25x"],
-            ),
+            "Table 7: DeepLabV3+, backbones and whole",
+            _groups(_segmentor_trunk, *_SEGMENTORS, ": backbones, 512x512, output stride 16"),
             _BOTH,
-            note="A backbone is everything in front of the classifier's pooling.",
+            note="A backbone is everything in front of the classifier's pooling." + _WHOLE_NOTE,
+            whole=_groups(partial(_whole, "deeplabv3plus"), *_SEGMENTORS, ": whole DeepLabV3+"),
         ),
         Table(
             "table8",

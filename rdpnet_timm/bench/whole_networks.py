@@ -1,7 +1,8 @@
-"""Whole detectors and segmentors beside PyTorch: their score on a config's test data, their boxes, their latency."""
+"""Whole detectors and segmentors: beside PyTorch on a config's test data, and as contestants of Tables 6 and 7."""
 
 import json
-from functools import partial
+import tempfile
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
@@ -10,12 +11,56 @@ import torch
 
 from ..convert import reparameterize
 from ..deploy.artifacts import columns
-from ..deploy.formats import FORMATS
+from ..deploy.formats import FORMATS, trace_to_onnx
+from ..files import configs
+from ..measure.forms import settle_norms
 from ..measure.timing import measure
 from ..openmmlab.agreement import Agreement, Answer, agreement, openmmlab_answers
-from ..openmmlab.export import build
+from ..openmmlab.detector import Detector
+from ..openmmlab.export import DENSE, build, drawn_pictures, dynamic_axes, traceable
+from ..openmmlab.segmentor import Segmentor
+from .backends import CALIBRATION_IMAGES, Form, images_like
 
-__all__ = ["Row", "as_json", "compare", "table"]
+__all__ = ["PictureForm", "Row", "as_json", "compare", "random_network", "table"]
+
+
+def random_network(config: str) -> Union[Detector, Segmentor]:
+    """The whole network of a config of ``mm_configs`` in its deploy form, with random weights and settled norms."""
+    model, settings = build(configs() / config)
+    # a detector has norms in its backbone alone
+    settle_norms(model.backbone if hasattr(model, "roi_head") else model, images_like((3, 128, 128), 4))
+    return traceable(reparameterize(model), settings)
+
+
+class PictureForm(Form):
+    """A whole network, and the picture it is timed with; INT8 is for what comes before the choice of boxes.
+
+    Args:
+        network: as it is exported.
+        size: ``(H, W)`` of the pictures.
+    """
+
+    has_snr = False  # boxes are no signal, and those of random weights are worth no comparison
+    parts = DENSE
+
+    def __init__(self, network: Union[Detector, Segmentor], size: Tuple[int, int]) -> None:
+        self.network = network
+        self.pictures = drawn_pictures(size, 1 + CALIBRATION_IMAGES)
+        super().__init__(network, torch.from_numpy(self.pictures[0]))
+
+    @cached_property
+    def onnx(self) -> bytes:
+        """What `rdpnet export` writes for pictures of this size."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "whole.onnx"
+            axes = dynamic_axes(self.network, (self.x.shape[0], self.x.shape[1]))
+            trace_to_onnx(self.network, self.x, path, self.network.outputs, axes)
+            return path.read_bytes()
+
+    @cached_property
+    def calibration(self) -> Sequence[np.ndarray]:
+        """Pictures ``(H, W, 3)`` that ranges are taken from."""
+        return self.pictures[1:]
 
 
 class Row(NamedTuple):

@@ -10,6 +10,7 @@ from typing import Any, List, Tuple
 import torch
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..convert import reparameterize
@@ -26,7 +27,7 @@ def settle_norms(model: nn.Module, x: Tensor) -> nn.Module:
     With the statistics of a fresh network activations fade or grow with depth, down to denormal numbers, which a CPU
     computes slowly: a time that no trained network would show.
     """
-    norms = [module for module in model.eval().modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = [module for module in model.eval().modules() if isinstance(module, _BatchNorm)]  # OpenMMLab's are no 2d
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.train().momentum = 1.0

@@ -32,7 +32,10 @@ from .detector import Detector
 from .picture import picture_transforms
 from .segmentor import Segmentor
 
-__all__ = ["WholeNetwork", "build", "equalize_backbone", "export_openmmlab", "table", "traceable"]
+__all__ = [
+    "DENSE", "WholeNetwork", "build", "drawn_pictures", "dynamic_axes", "equalize_backbone", "export_openmmlab",
+    "table", "traceable",
+]  # fmt: skip
 
 DENSE = ("backbone", "neck", "rpn_head", "bbox_head", "decode_head")  # what INT8 is for; choosing boxes stays in float
 _QUANTIZERS: Dict[str, Any] = {"onnx": quantize_onnx, "openvino": quantize_openvino}
@@ -161,7 +164,7 @@ def export_openmmlab(
         for precision, each, steps in jobs:
             source = Path(scratch) / f"{precision}.onnx"
             with evaluating(each):
-                trace_to_onnx(each, torch.from_numpy(tests[0]), source, each.outputs, _axes(each, size))
+                trace_to_onnx(each, torch.from_numpy(tests[0]), source, each.outputs, dynamic_axes(each, size))
             for format_name, kind in chosen.items():
                 path = folder / f"{name}{'-int8' * (precision == 'int8')}{kind.suffixes[0]}"
                 if precision == "int8":
@@ -298,7 +301,8 @@ def _usual_size(network: Union[Detector, Segmentor]) -> Tuple[int, int]:
     return (min(resize.height, 640), min(resize.width, 640)) if resize else (256, 320)
 
 
-def _axes(network: Union[Detector, Segmentor], size: Optional[Tuple[int, int]]) -> Dict[str, Dict[int, str]]:
+def dynamic_axes(network: Union[Detector, Segmentor], size: Optional[Tuple[int, int]]) -> Dict[str, Dict[int, str]]:
+    """The dimensions that are not fixed, as :func:`trace_to_onnx` takes them, with pictures of a size or of any."""
     sides = {"image": {0: "height", 1: "width"}} if size is None else {}
     if isinstance(network, Detector):
         return {**sides, **{name: {0: "found"} for name in network.outputs}}
