@@ -178,14 +178,30 @@ def channel_sums(start: int, stop: int, part: int, x: Any, totals: Any) -> None:
 def patches(start: int, stop: int, part: int, x: Any, stride: int, out: Any) -> None:
     """The 3x3 patches of ``x``, zero outside the map: ``out`` is ``(N, rows, columns, 9 C or more)``, then zeros."""
     _, height, width, channels = x.shape
-    _, rows, columns, _ = out.shape
+    rows = out.shape[1]
+    padded = np.zeros((3, (width + 2) * channels), x.dtype)
     for n in range(start, stop):
         for y in range(rows):
-            for w in range(columns):
-                for t in range(9):
-                    h, v = y * stride + t // 3 - 1, w * stride + t % 3 - 1
-                    inside = h >= 0 and h < height and v >= 0 and v < width
-                    for c in range(channels):
-                        out[n, y, w, t * channels + c] = x[n, h, v, c] if inside else x.dtype.type(0)
-                for c in range(9 * channels, out.shape[3]):
-                    out[n, y, w, c] = 0
+            for i in range(3):
+                h = y * stride + i - 1
+                if h >= 0 and h < height:
+                    padded[i, channels : (width + 1) * channels] = x[n, h].reshape(-1)
+                else:
+                    padded[i] = 0
+            if channels == 3:  # a number that the compiler knows: the values of a colour image are copied without loops
+                _patch_row(padded, 3, stride, out[n, y])
+            else:
+                _patch_row(padded, channels, stride, out[n, y])
+
+
+@compiled
+def _patch_row(padded: Any, channels: int, stride: int, out: Any) -> None:
+    """A row of patches from three rows of the map with a border."""
+    columns, depth = out.shape
+    span = 3 * channels
+    for w in range(columns):
+        for i in range(3):
+            for c in range(span):
+                out[w, i * span + c] = padded[i, w * stride * channels + c]
+        for c in range(3 * span, depth):
+            out[w, c] = 0

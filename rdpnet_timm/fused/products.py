@@ -1,23 +1,21 @@
 """The matrix products of a fused train step, over maps ``(N, C, H, W)`` in channels_last.
 
-Such a map is a matrix of M = N H W rows of C channels. Products that keep the rows run as 1x1 convolutions by oneDNN,
-which takes 0.5 to 0.8 times as long as MKL for them on AMD. Products that sum over the rows run as loops of our own
-where channels fill registers, else as ``torch.bmm``; oneDNN takes several times as long for so few channels.
+Such a map is a matrix of M = N H W rows of C channels. Where channels fill registers, products are loops of our own:
+they add, shift and clip in the pass that multiplies, and keep a core as busy as oneDNN does for many channels, and busier
+for few (on an AMD EPYC, Zen 4, 0.6 to 0.95 of its time with the maps out of the cache). Elsewhere they are torch's.
 """
 
-from functools import cache
-from typing import Optional
+from typing import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from . import vector_loops
 from .lanes import REGISTER
 from .threads import over_parts
 
-__all__ = ["add_product", "outer_sums", "pointwise", "rows"]
+__all__ = ["outer_sums", "pointwise", "rows"]
 
 BLOCK = 1024  # positions that torch.bmm sums in the maps' own dtype; over all of M that would cost digits
 
@@ -44,49 +42,21 @@ def outer_sums(a: Tensor, b: Tensor) -> np.ndarray:
     return total.numpy()
 
 
-@cache
-def _onednn() -> bool:
-    """Whether oneDNN's convolutions with something behind them can be called; torch's own compiler calls them so."""
-    return torch.backends.mkldnn.is_available() and all(
-        hasattr(torch.ops.mkldnn, name) for name in ("_convolution_pointwise", "_convolution_pointwise_")
-    )
-
-
-def pointwise(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None, relu: bool = False) -> Tensor:
-    """The 1x1 convolution of ``x`` by ``weight`` ``(C_out, C)``, and ReLU behind it."""
-    image, kernel = _as_images(x), _kernel(weight)
-    if relu and x.dtype == torch.float32 and _onednn():
-        out = torch.ops.mkldnn._convolution_pointwise(image, kernel, bias, [0, 0], [1, 1], [1, 1], 1, "relu", [], "")
-    else:
-        out = F.conv2d(image, kernel, bias)
-        if relu:
-            out.relu_()
-    return _as_map(out, x)
-
-
-def add_product(out: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    """``out`` with the 1x1 convolution of ``x`` by ``weight`` ``(C_out, C)`` added, in place where that is possible."""
-    if x.dtype == torch.float32 and _onednn():
-        added = torch.ops.mkldnn._convolution_pointwise_.binary(
-            _as_images(out), _as_images(x), _kernel(weight), None, [0, 0], [1, 1], [1, 1], 1, "add", 1.0, None, [], None
+def pointwise(inputs: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor, relu: bool = False) -> Tensor:
+    """The sum of the 1x1 convolutions of ``inputs`` by ``weights``, each ``(C_i, C_out)``, and ReLU behind it."""
+    n, _, height, width = inputs[0].shape
+    channels, positions = len(bias), n * height * width
+    if channels * bias.element_size() % REGISTER == 0 and positions >= vector_loops.TILE:
+        out = bias.new_empty(n, height, width, channels)
+        maps = tuple(x.permute(0, 2, 3, 1).numpy() for x in inputs)
+        matrices = tuple(weight.contiguous().numpy() for weight in weights)
+        over_parts(
+            vector_loops.pointwise, positions // vector_loops.TILE, maps, matrices, bias.numpy(), relu, out.numpy()
         )
-        return _as_map(added, x)
-    rows(out).addmm_(rows(x), weight.t())
-    return out
-
-
-def _kernel(weight: Tensor) -> Tensor:
-    return weight[:, :, None, None].contiguous(memory_format=torch.channels_last)
-
-
-def _as_images(x: Tensor) -> Tensor:
-    """The rows of ``x`` as 16 images where they can be: with fewer, torch takes a slow path for 1x1 convolutions."""
-    n, channels, height, width = x.shape
-    positions = n * height * width
-    shape = (16, positions // 16, 1) if positions % 16 == 0 else (positions, 1, 1)
-    return x.permute(0, 2, 3, 1).view(*shape, channels).permute(0, 3, 1, 2)
-
-
-def _as_map(image: Tensor, like: Tensor) -> Tensor:
-    n, _, height, width = like.shape
-    return image.permute(0, 2, 3, 1).reshape(n, height, width, -1).permute(0, 3, 1, 2)
+        return out.permute(0, 3, 1, 2)
+    out = torch.addmm(bias, rows(inputs[0]), weights[0])
+    for x, weight in zip(inputs[1:], weights[1:]):
+        out.addmm_(rows(x), weight)
+    if relu:
+        out.relu_()
+    return out.view(n, height, width, channels).permute(0, 3, 1, 2)

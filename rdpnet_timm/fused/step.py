@@ -215,8 +215,7 @@ class _PointState:
             quadratic = self.weights.flatten(0, 1).t() @ torch.from_numpy(scaled).flatten(0, 1)
             mean_gradient = torch.from_numpy(sums / self.count).to(x.dtype)
             shift = -(self.kernel.t() @ mean_gradient) - quadratic @ torch.from_numpy(self.mean).to(x.dtype)
-            of_x = products.pointwise(masked, self.kernel.t(), shift)
-            of_x = products.add_product(of_x, x, quadratic)
+            of_x = products.pointwise((masked, x), (self.kernel, quadratic), shift)
         beta = torch.from_numpy(sums).to(x.dtype)
         return of_x, torch.from_numpy(of_weights), torch.from_numpy(of_gammas), beta
 
@@ -232,7 +231,7 @@ class _PointStep(torch.autograd.Function):
             matrices.append(torch.eye(x.shape[1], dtype=x.dtype))
         stacked = _unshuffled(torch.stack(matrices), groups)
         state = _PointState(x, stacked, affine[:branches], affine[branches:], eps)
-        out = products.pointwise(x, state.kernel, state.bias, relu=True)
+        out = products.pointwise((x,), (state.kernel.t(),), state.bias, relu=True)
         ctx.save_for_backward(x, out, *parameters)
         ctx.state, ctx.arguments = state, (eps, groups, number)
         observe(torch.from_numpy(state.statistics), state.count)
@@ -286,7 +285,7 @@ class _StemStep(torch.autograd.Function):
         taps[0] = weight.detach().flatten(2).transpose(1, 2)
         taps[1, :, 4] = weight_1x1.detach().flatten(1)
         state = _PointState(patches, stacked, affine[:2], affine[2:], eps)
-        out = products.pointwise(patches, state.kernel, state.bias, relu=True)
+        out = products.pointwise((patches,), (state.kernel.t(),), state.bias, relu=True)
         ctx.save_for_backward(x, out, weight, weight_1x1, *affine)
         ctx.state, ctx.arguments = state, (eps, stride)
         observe(torch.from_numpy(state.statistics), state.count)

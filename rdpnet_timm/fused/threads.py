@@ -50,7 +50,7 @@ def over_parts(function: Any, count: int, *arguments: Any) -> None:
     if parts <= 1:
         function(0, count, 0, *arguments)
         return
-    types = (function, tuple(getattr(argument, "dtype", None) for argument in arguments))
+    types = (function, _dtypes(arguments))
     if types not in _compiled_for:  # by this thread, before several would meet in the compiler
         function(0, 0, 0, *arguments)
         _compiled_for.add(types)
@@ -63,6 +63,11 @@ def over_parts(function: Any, count: int, *arguments: Any) -> None:
         list(_pool(parts).map(run, range(parts)))
     else:
         _on_openmp_team(openmp, run, parts)
+
+
+def _dtypes(arguments: Any) -> Any:
+    """What compiled code for ``arguments`` depends on; tuples of arrays are told apart as well."""
+    return tuple(_dtypes(each) if isinstance(each, tuple) else getattr(each, "dtype", None) for each in arguments)
 
 
 def _on_openmp_team(openmp: Any, run: Callable[[int], None], parts: int) -> None:

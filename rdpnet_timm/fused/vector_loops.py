@@ -17,6 +17,7 @@ from .lanes import accumulate, broadcast, lane_count, load, open_relu, prefetch,
 from .loops import patches
 
 BLOCK = 256  # positions whose products are summed in the maps' own dtype, and which stay in the cache meanwhile
+TILE = 6  # positions that :func:`pointwise` works on at once
 
 __all__ = [
     "channel_sums",
@@ -27,6 +28,7 @@ __all__ = [
     "masked_gradient",
     "outer_sums",
     "patches",
+    "pointwise",
 ]
 
 
@@ -120,10 +122,10 @@ def depth_output(
                         o = (w + dilation) * channels
                         p2, q2, r2 = load(x, u + o), load(x, i + o), load(x, v + o)
                     prefetch(x, v + o + row)
-                    if w % stride == 0:
+                    if stride == 1 or w % stride == 0:
                         a = k0 * p0 + k1 * p1 + (k2 * p2 + b)
                         a = a + (k3 * q0 + k4 * q1 + k5 * q2) + (k6 * r0 + k7 * r1 + k8 * r2)
-                        store(out, j + w // stride * channels, relu(a))
+                        store(out, j + (w if stride == 1 else w // stride) * channels, relu(a))
                     p0, p1, q0, q1, r0, r1 = p1, p2, q1, q2, r1, r2
 
 
@@ -209,7 +211,7 @@ def _da_row(
     _, rows, columns, _ = out.shape
     row = width * channels
     above, below = h >= dilation, h + dilation < height
-    slot = h % (2 * dilation + 1)
+    slot, is_read = h % (2 * dilation + 1), h % stride == 0
     for c in range(0, channels, lane_count(x)):
         k0, k1, k2, k3, k4, k5, k6, k7, k8 = _taps(k, c, above, below)
         c0, c1, c2 = load(coefficients, c), load(coefficients, channels + c), load(coefficients, 2 * channels + c)
@@ -231,8 +233,8 @@ def _da_row(
                 prefetch(x, v + o + row)
                 a = (k0 * p0 + k1 * p1 + k2 * p2) + (k3 * q0 + k4 * q1 + k5 * q2) + (k6 * r0 + k7 * r1 + k8 * r2)
                 g = zero(x)
-                if h % stride == 0 and w % stride == 0:
-                    y = j + w // stride * channels
+                if is_read and (stride == 1 or w % stride == 0):
+                    y = j + (w if stride == 1 else w // stride) * channels
                     g = open_relu(load(gradient, y), load(out, y))
                     prefetch(gradient, y + columns * channels)
                     prefetch(out, y + columns * channels)
@@ -360,3 +362,64 @@ def outer_sums(start: int, stop: int, part: int, a: Any, b: Any, is_symmetric: b
                 accumulate(totals, i + 2 * width + lanes, t2)
                 accumulate(totals, i + 3 * width, s3)
                 accumulate(totals, i + 3 * width + lanes, t3)
+
+
+@compiled
+def pointwise(start: int, stop: int, part: int, inputs: Any, weights: Any, bias: Any, is_relu: bool, out: Any) -> None:
+    """The sum of the 1x1 convolutions of ``inputs``, maps ``(N, H, W, C_i)``, by ``weights`` ``(C_i, C_out)``.
+
+    ``start`` to ``stop`` are tiles of six positions, of which there is one at least; the last part takes what remains.
+    Six positions meet two registers of outputs: twelve sums in registers, eight loads for twelve products. Weights of
+    two registers lie together meanwhile, since rows of many channels would crowd into a few sets of the cache.
+    """
+    n, rows, columns, width = out.shape
+    lanes, depth = lane_count(out), 0
+    for weight in weights:
+        depth += weight.shape[0]
+    panel = np.empty(depth * 2 * lanes, out.dtype)
+    last = n * rows * columns if stop == n * rows * columns // TILE else stop * TILE
+    for first in range(start * TILE, last, BLOCK // TILE * TILE):
+        for c in range(0, width, 2 * lanes):
+            other = lanes if c + lanes < width else 0  # a single register is computed twice
+            to = 0
+            for weight in weights:
+                for k in range(weight.shape[0]):
+                    store(panel, to, load(weight, k * width + c))
+                    store(panel, to + lanes, load(weight, k * width + c + other))
+                    to += 2 * lanes
+            for position in range(first, min(first + BLOCK // TILE * TILE, last), TILE):
+                position = min(position, last - TILE)
+                s0 = s1 = s2 = s3 = s4 = s5 = load(bias, c)
+                t0 = t1 = t2 = t3 = t4 = t5 = load(bias, c + other)
+                w = 0
+                for x in inputs:
+                    channels = x.shape[3]
+                    for i in range(position * channels, (position + 1) * channels):
+                        u, v = load(panel, w), load(panel, w + lanes)
+                        y = broadcast(x, i)
+                        s0, t0 = s0 + y * u, t0 + y * v
+                        y = broadcast(x, i + channels)
+                        s1, t1 = s1 + y * u, t1 + y * v
+                        y = broadcast(x, i + 2 * channels)
+                        s2, t2 = s2 + y * u, t2 + y * v
+                        y = broadcast(x, i + 3 * channels)
+                        s3, t3 = s3 + y * u, t3 + y * v
+                        y = broadcast(x, i + 4 * channels)
+                        s4, t4 = s4 + y * u, t4 + y * v
+                        y = broadcast(x, i + 5 * channels)
+                        s5, t5 = s5 + y * u, t5 + y * v
+                        w += 2 * lanes
+                o = position * width + c
+                _store_pair(out, o, other, s0, t0, is_relu)
+                _store_pair(out, o + width, other, s1, t1, is_relu)
+                _store_pair(out, o + 2 * width, other, s2, t2, is_relu)
+                _store_pair(out, o + 3 * width, other, s3, t3, is_relu)
+                _store_pair(out, o + 4 * width, other, s4, t4, is_relu)
+                _store_pair(out, o + 5 * width, other, s5, t5, is_relu)
+
+
+@compiled
+def _store_pair(out: Any, index: int, other: int, a: Any, b: Any, is_relu: bool) -> None:
+    """Write two registers, one at ``index`` and one ``other`` elements behind it."""
+    store(out, index, relu(a) if is_relu else a)
+    store(out, index + other, relu(b) if is_relu else b)
