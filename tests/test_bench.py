@@ -463,6 +463,15 @@ def test_a_network_that_quantises_wrongly_is_marked_and_its_time_is_not_the_best
     assert best == {"MobileNetV2-0.5x": 10.0, "RDPNet-0.75x": 5.0}
 
 
+def test_the_quantiser_that_is_named_is_the_one_that_the_runtime_has():
+    result = by_precision((30.0, 30.0))
+    assert "The INT8 quantiser is ONNX Runtime's (7 bits" in report.markdown(result)
+    result["runs"][1]["backend"] = "executorch"
+    assert "The INT8 quantiser is executorch's own, the same" in report.markdown(result)
+    result["runs"][1]["precision"] = "bfloat16"
+    assert "*best* is" in report.markdown(result) and "quantiser" not in report.markdown(result)
+
+
 def test_throughput_counts_images_not_calls():
     result = by_precision((30.0, 30.0))
     result["table"] = "throughput"

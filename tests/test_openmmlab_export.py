@@ -29,7 +29,7 @@ from mmengine.config import Config
 from mmseg.apis import inference_model, init_model
 
 from rdpnet_timm.openmmlab.agreement import agreement, overlaps
-from rdpnet_timm.openmmlab.export import build, drawn_pictures, traceable
+from rdpnet_timm.openmmlab.export import build, drawn_pictures, export_openmmlab, traceable
 from rdpnet_timm.openmmlab.picture import Picture, Resize, Unsupported, picture_transforms
 
 CONFIGS = Path(__file__).parents[1] / "mm_configs"
@@ -401,3 +401,46 @@ def test_whole_networks_are_put_beside_pytorch(detector, tmp_path, monkeypatch, 
 def test_a_config_that_is_not_there_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no config at"):
         build(tmp_path / "none.py")
+
+
+def quantised(config, checkpoint, folder):
+    """The float and the INT8 file that `rdpnet export` makes for ONNX Runtime, with ranges from few pictures."""
+    pictures = drawn_pictures((96, 128), 4)
+    files = export_openmmlab(config, folder, checkpoint, pictures=pictures, int8=True, tolerance=0.05, rounds=1)
+    return [each.path for each in files]
+
+
+def part(node):
+    """The submodule that a node is from, by its name in the trace."""
+    return node.name.split("/")[1]
+
+
+def test_int8_of_a_detector_finds_boxes_near_those_of_float_and_chooses_them_in_float(detector, tmp_path):
+    paths = quantised(DETECTOR, detector[1], tmp_path)
+    expected, actual = ([run_onnx(path, picture) for picture in PICTURES[:2]] for path in paths)
+    found = agreement(expected, actual)
+    assert found.compared > 100 and found.near > 0.75 and 0 < found.score < 0.1, found
+
+    graph = onnx.load(paths[1]).graph
+    makers = {output: node for node in graph.node for output in node.output}
+    readers = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    rounded = [node for node in graph.node if node.op_type == "QuantizeLinear" and node.input[0] in makers]
+    dense = {"backbone", "neck", "rpn_head", "bbox_head"}
+    assert {part(makers[node.input[0]]) for node in rounded} >= dense
+    for node in rounded:  # what is rounded comes out of one of these, or goes into one
+        (back,) = readers[node.output[0]]
+        assert part(makers[node.input[0]]) in dense or dense.issuperset(map(part, readers[back.output[0]])), node.name
+    for kind in ("NonMaxSuppression", "TopK", "Sigmoid", "Softmax", "Exp"):
+        for node in (each for each in graph.node if each.op_type == kind):
+            after = [reader.op_type for name in node.output for reader in readers.get(name, ())]
+            assert "QuantizeLinear" not in after, node.name
+
+
+def test_int8_of_a_segmentor_gives_the_classes_of_float(segmentor, tmp_path):
+    paths = quantised(SEGMENTOR, segmentor[1], tmp_path)
+    expected, actual = ([run_onnx(path, picture) for picture in PICTURES[:2]] for path in paths)
+    found = agreement(expected, actual)
+    assert 0.9 < found.same < 1, found  # not the float network

@@ -183,11 +183,22 @@ def _precision_note(result: Result) -> str:
         return ""
     return (
         " *best* is the shortest time of all, or the most images per second, and says which runtime and precision it "
-        "was; all took turns in one run. INT8 is ONNX Runtime's quantiser for every network and runtime, ranges from "
-        "the same images, weights of 7 bits where the CPU has no VNNI (8 overflow there); a figure in "
+        f"was; all took turns in one run.{_int8_note(result)} A figure in "
         f"dB, given below {NOISY_DB:.0f}, is the signal-to-noise ratio against the float output on other images, of "
         "random weights; **wrong** marks an output no larger than its error, whose time never counts as the best."
     )
+
+
+def _int8_note(result: Result) -> str:
+    used = list(dict.fromkeys(run["backend"] for run in result["runs"] if run.get("precision") == "int8"))
+    edge = [backend for backend in used if backend not in ("onnxruntime", "openvino")]
+    if not used:
+        return ""
+    quantisers = [f"{' and '.join(edge)}'s own"] if edge else []
+    if edge != used:
+        quantisers.insert(0, "ONNX Runtime's (7 bits for weights where the CPU has no VNNI: 8 overflow there)")
+    named = ", ".join(quantisers)
+    return f" The INT8 quantiser is {named}, the same for every network; ranges are from the same images."
 
 
 def _conditions(result: Result) -> str:

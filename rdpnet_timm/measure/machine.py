@@ -11,7 +11,10 @@ import torch
 
 __all__ = ["cores", "cpu_flags", "describe", "has_bfloat16", "has_vnni", "require_threads"]
 
-_PACKAGES = ("rdpnet-timm", "torch", "torchvision", "timm", "onnx", "onnxruntime", "openvino", "numpy")
+_PACKAGES = (
+    "rdpnet-timm", "torch", "torchvision", "timm", "onnx", "onnxruntime", "openvino", "executorch", "ai-edge-litert",
+    "ncnn", "numpy",
+)  # fmt: skip
 
 
 def _cpu_model() -> str:
