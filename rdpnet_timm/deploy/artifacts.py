@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Callable, Container, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
@@ -23,19 +23,17 @@ from .formats import FORMATS, Format, Runner, available_threads, known_format, r
 from .normalize import fold_normalization
 from .quantize import QUANTIZERS
 
-__all__ = ["Artifact", "Tuned", "columns", "export", "spelled", "table", "tune", "version_of"]
+__all__ = ["HEADINGS", "Artifact", "Exported", "Tuned", "columns", "export", "spelled", "table", "tune", "version_of"]
 
 
-@dataclass
-class Artifact:
-    """An exported model.
+@dataclass(kw_only=True)
+class Exported:
+    """A network in a file, whatever it answers.
 
     Attributes:
         path: the main file; ``files`` has all of them, the JSON last.
         format: of :data:`.formats.FORMATS`.
         precision: 'float32' or 'int8'.
-        on_random: difference on random images.
-        on_real: difference on calibration images, where given.
         size: of all files but the JSON, in bytes.
         threads: the fastest number of threads.
         options: the fastest runtime options.
@@ -46,14 +44,73 @@ class Artifact:
     path: Path
     format: str
     precision: str
-    on_random: Difference
-    on_real: Optional[Difference]
-    size: int
     threads: int = 1
     options: Dict[str, Any] = field(default_factory=dict)
     latency_ms: float = float("nan")
     tried: Dict[str, float] = field(default_factory=dict)
-    files: List[Path] = field(default_factory=list)
+    size: int = field(init=False)
+    files: List[Path] = field(init=False)
+
+    def __post_init__(self) -> None:
+        suffixes = FORMATS[self.format].suffixes
+        stem = self.path.name.removesuffix(suffixes[0])
+        self.files = [self.path.with_name(stem + suffix) for suffix in suffixes]
+        self.size = sum(file.stat().st_size for file in self.files)
+
+    def tune(self, kind: Format, image: np.ndarray, rounds: int) -> None:
+        """Find the fastest threads and options, as :func:`tune` does."""
+        self.threads, self.options, self.latency_ms, self.tried = tune(self.path, kind, image, rounds)
+
+    def describe(self, facts: Dict[str, Any], packages: Sequence[str]) -> None:
+        """Write the JSON beside the file: ``facts``, and what is known of every exported network.
+
+        Args:
+            facts: of the network.
+            packages: what it was made with besides this package and those of the format.
+        """
+        names = ["rdpnet-timm", *packages, *FORMATS[self.format].packages]
+        if (self.format, self.precision) == ("openvino", "int8"):
+            names.append("nncf")
+        known = {
+            "runtime": {
+                "threads": self.threads,
+                "options": self.options,
+                "latency_ms": self.latency_ms,
+                "tried_ms": self.tried,
+            },
+            "size_bytes": self.size,
+            "sha256": {file.name: sha256(file) for file in self.files},
+            "versions": {package: version_of(package) for package in names},
+        }
+        sidecar = self.path.with_name(self.path.name + ".json")
+        sidecar.write_text(json.dumps({**facts, **known}, indent=1) + "\n")
+        self.files.append(sidecar)
+
+    def moved(self, folder: Path) -> None:
+        """Say that the files lie in another folder now."""
+        self.files = [folder / file.name for file in self.files]
+        self.path = self.files[0]
+
+    def cells(self) -> List[str]:
+        """Size, latency and what that was reached with, for a table on the screen; below :data:`HEADINGS`."""
+        threads = f"{self.threads} thread{'s' * (self.threads > 1)}"
+        return [f"{self.size / 1e6:.2f}", f"{self.latency_ms:.2f}", f"{threads}, {spelled(self.options)}"]
+
+
+HEADINGS = ["MB", "ms", "fastest with"]
+
+
+@dataclass(kw_only=True)
+class Artifact(Exported):
+    """An exported classifier.
+
+    Attributes:
+        on_random: difference on random images.
+        on_real: difference on calibration images, where given.
+    """
+
+    on_random: Difference
+    on_real: Optional[Difference]
 
 
 def export(
@@ -186,27 +243,21 @@ def export(
             artifact = _checked(kind, format_name, precision, path, inputs, expected, dynamic_batch)
             _require(artifact, tolerance if precision == "float32" else int8_tolerance)
             report(f"{format_name}, {precision}: timing threads and options")
-            artifact.threads, artifact.options, artifact.latency_ms, artifact.tried = tune(
-                artifact.path, kind, example.numpy(), rounds
-            )
-            sidecar = path.with_name(path.name + ".json")
+            artifact.tune(kind, example.numpy(), rounds)
             names = class_names or (calibration and calibration.class_names) or _known_class_names(model)
             facts = _facts(model, artifact, preprocessing, pixel_range, dynamic_batch, names, steps)
-            facts["weights_sha256"] = weights
-            sidecar.write_text(json.dumps(facts, indent=1) + "\n")
-            artifact.files.append(sidecar)
+            artifact.describe({**facts, "weights_sha256": weights}, ["torch", "timm"])
             artifacts.append(artifact)
     for path in stale:
         path.unlink(missing_ok=True)
     for artifact in artifacts:
-        artifact.files = [Path(output) / file.name for file in artifact.files]
-        artifact.path = artifact.files[0]
+        artifact.moved(Path(output))
     return artifacts
 
 
 def table(artifacts: Sequence[Artifact]) -> str:
     """Differences, sizes and latencies, for the screen."""
-    rows = [["file", "precision", "max on random", "max on real", "same class", "MB", "ms", "fastest with"]]
+    rows = [["file", "precision", "max on random", "max on real", "same class", *HEADINGS]]
     for artifact in artifacts:
         best = artifact.on_real or artifact.on_random
         rows.append(
@@ -216,9 +267,7 @@ def table(artifacts: Sequence[Artifact]) -> str:
                 f"{artifact.on_random.largest:.1e}",
                 f"{artifact.on_real.largest:.1e}" if artifact.on_real else "",
                 f"{best.agreement:.1%} of {best.images}",
-                f"{artifact.size / 1e6:.2f}",
-                f"{artifact.latency_ms:.2f}",
-                f"{artifact.threads} thread{'s' * (artifact.threads > 1)}, {spelled(artifact.options)}",
+                *artifact.cells(),
             ]
         )
     return columns(rows)
@@ -307,10 +356,8 @@ def _checked(
 ) -> Artifact:
     runner = kind.load(path, 1, kind.options[0])
     difference = {name: Difference.between(expected[name], _run(runner, inputs[name], batched)) for name in inputs}
-    stem = path.name.removesuffix(kind.suffixes[0])
-    files = [path.with_name(stem + suffix) for suffix in kind.suffixes]
-    size = sum(file.stat().st_size for file in files)
-    return Artifact(path, format_name, precision, difference["random"], difference.get("real"), size, files=files)
+    random, real = difference["random"], difference.get("real")
+    return Artifact(path=path, format=format_name, precision=precision, on_random=random, on_real=real)
 
 
 def _require(artifact: Artifact, tolerance: float) -> None:
@@ -386,14 +433,7 @@ def _facts(
     class_names: Optional[Sequence[str]],
     steps: Dict[str, Any],
 ) -> Dict[str, Any]:
-    """What the JSON beside an artefact says."""
-    packages = ["rdpnet-timm", "torch", "timm", *FORMATS[artifact.format].packages]
-    if artifact.precision == "int8" and artifact.format == "openvino":
-        packages.append("nncf")
-    measured = asdict(artifact)
-    for name in ("on_random", "on_real"):
-        difference = getattr(artifact, name)
-        measured[name] = difference and difference._asdict()
+    """What the JSON beside an artefact says of the network."""
     return {
         "model": _name(model),
         "format": artifact.format,
@@ -409,16 +449,10 @@ def _facts(
         },
         "preprocessing": preprocessing._asdict(),
         "quantization": steps or None,
-        "difference": {"on_random": measured["on_random"], "on_real": measured["on_real"]},
-        "runtime": {
-            "threads": artifact.threads,
-            "options": artifact.options,
-            "latency_ms": artifact.latency_ms,
-            "tried_ms": artifact.tried,
+        "difference": {
+            "on_random": artifact.on_random._asdict(),
+            "on_real": artifact.on_real and artifact.on_real._asdict(),
         },
-        "size_bytes": artifact.size,
-        "sha256": {file.name: sha256(file) for file in artifact.files},
-        "versions": {package: version_of(package) for package in packages},
     }
 
 

@@ -49,7 +49,8 @@ class Format(NamedTuple):
         packages: what its runtime is, for the versions.
         write: ``(model, example, path, dynamic_batch)``.
         load: ``(path, threads, options)`` to a function from images to logits.
-        options: sets of runtime options worth trying, the one that artefacts are checked with first.
+        options: sets of runtime options worth trying, the one that artefacts are checked with first. None that takes
+            denormals for zero: it does so for all that the calling thread computes from then on.
         needs: import names of what writing and running takes.
         extra: the extra of this package that installs these.
         batches: whether it takes more than one image at a time.
@@ -316,7 +317,7 @@ FORMATS: Dict[str, Format] = {
         ("onnx", "onnxruntime"),
         to_onnx,
         _load_onnx,
-        ({}, {"session.set_denormal_as_zero": "1"}, {"session.intra_op.allow_spinning": "0"}),
+        ({}, {"session.intra_op.allow_spinning": "0"}),
         ("onnx", "onnxruntime"),
         "onnx",
         int8_extra="int8",
@@ -327,11 +328,7 @@ FORMATS: Dict[str, Format] = {
         ("openvino",),
         to_openvino,
         _load_openvino,
-        (
-            OPENVINO_FLOAT32,
-            {**OPENVINO_FLOAT32, "CPU_DENORMALS_OPTIMIZATION": True},
-            {**OPENVINO_FLOAT32, "ENABLE_CPU_PINNING": False},
-        ),
+        (OPENVINO_FLOAT32, {**OPENVINO_FLOAT32, "ENABLE_CPU_PINNING": False}),
         ("onnx", "openvino"),
         "openvino",
         int8_needs=("nncf",),

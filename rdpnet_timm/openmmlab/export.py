@@ -5,10 +5,9 @@ resize of the test pipeline, channel order, normalisation and padding; proposals
 suppression. An operator that only one runtime has is not used.
 """
 
-import json
 import tempfile
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
@@ -17,13 +16,13 @@ import torch
 from torch import nn
 
 from ..convert import reparameterize
-from ..deploy.artifacts import columns, spelled, tune, version_of
+from ..deploy.artifacts import HEADINGS, Exported, columns
 from ..deploy.bias import correct_bias
 from ..deploy.equalization import NotStraight, equalize
 from ..deploy.formats import FORMATS, known_format, onnx_to_openvino, require_format, trace_to_onnx
 from ..deploy.quantize import quantize_onnx, quantize_openvino
 from ..extras import require
-from ..files import all_or_nothing, sha256
+from ..files import all_or_nothing
 from ..measure.difference import evaluating
 from ..measure.machine import has_vnni
 from ..weights.reading import read_state_dict
@@ -41,32 +40,11 @@ DENSE = ("backbone", "neck", "rpn_head", "bbox_head", "decode_head")  # what INT
 _QUANTIZERS: Dict[str, Any] = {"onnx": quantize_onnx, "openvino": quantize_openvino}
 
 
-@dataclass
-class WholeNetwork:
-    """An exported detector or segmentor.
+@dataclass(kw_only=True)
+class WholeNetwork(Exported):
+    """An exported detector or segmentor, 'onnx' or 'openvino'; ``agreement``: with what OpenMMLab itself answers."""
 
-    Attributes:
-        path: the main file; ``files`` has all of them, the JSON last.
-        format: 'onnx' or 'openvino'.
-        precision: 'float32' or 'int8'.
-        agreement: with what OpenMMLab itself answers.
-        size: of all files but the JSON, in bytes.
-        threads: the fastest number of threads.
-        options: the fastest runtime options.
-        latency_ms: shortest time of one picture with these.
-        tried: shortest time in ms of one picture by threads and options.
-    """
-
-    path: Path
-    format: str
-    precision: str
     agreement: Agreement
-    size: int
-    threads: int = 1
-    options: Dict[str, Any] = field(default_factory=dict)
-    latency_ms: float = float("nan")
-    tried: Dict[str, float] = field(default_factory=dict)
-    files: List[Path] = field(default_factory=list)
 
 
 def export_openmmlab(
@@ -177,21 +155,15 @@ def export_openmmlab(
                     onnx_to_openvino(source, path)
                 exported = _checked(path, format_name, precision, tests, expected)
                 _require(exported, tolerance if precision == "float32" else int8_tolerance)
-                # Small whole numbers have the bits of denormals: taken for zero, they spoil OpenVINO's choice of boxes.
-                safe = tuple(each for each in kind.options if "denormal" not in str(each).lower())
                 # On more threads than one it may compute with the sizes of the picture before.
-                kind = kind._replace(options=safe, one_pool=format_name == "openvino" and size is None)
-                exported.threads, exported.options, exported.latency_ms, exported.tried = tune(
-                    path, kind, tests[0], rounds
-                )
+                kind = kind._replace(one_pool=format_name == "openvino" and size is None)
+                exported.tune(kind, tests[0], rounds)
+                framework = "mmdet" if isinstance(each, Detector) else "mmsegmentation"
                 facts = _facts(exported, each, model, config, names, size, steps, bool(pictures))
-                sidecar = path.with_name(path.name + ".json")
-                sidecar.write_text(json.dumps(facts, indent=1) + "\n")
-                exported.files.append(sidecar)
+                exported.describe(facts, ["torch", "timm", "mmengine", framework])
                 done.append(exported)
     for exported in done:
-        exported.files = [Path(output) / file.name for file in exported.files]
-        exported.path = exported.files[0]
+        exported.moved(Path(output))
     return done
 
 
@@ -359,10 +331,8 @@ def _checked(
     assert kind.load_all is not None
     run = kind.load_all(path, 1, kind.options[0])
     answers = [[np.array(each) for each in run(picture)] for picture in tests]
-    stem = path.name.removesuffix(kind.suffixes[0])
-    files = [path.with_name(stem + suffix) for suffix in kind.suffixes]
-    size = sum(file.stat().st_size for file in files)
-    return WholeNetwork(path, format_name, precision, agreement(expected, answers), size, files=files)
+    found = agreement(expected, answers)
+    return WholeNetwork(path=path, format=format_name, precision=precision, agreement=found)
 
 
 def _require(exported: WholeNetwork, tolerance: float) -> None:
@@ -385,16 +355,8 @@ def _facts(
     steps: Dict[str, Any],
     real: bool,
 ) -> Dict[str, Any]:
-    """What the JSON beside an artefact says."""
+    """What the JSON beside an artefact says of the network."""
     picture = network.picture
-    packages = [
-        "rdpnet-timm",
-        "torch",
-        "timm",
-        "mmengine",
-        "mmdet" if isinstance(network, Detector) else "mmsegmentation",
-    ]
-    packages += FORMATS[exported.format].packages
     if isinstance(network, Detector):
         outputs = {
             "boxes": "(N, 4) float32: left, top, right, bottom in pixels of the picture that was given",
@@ -436,22 +398,13 @@ def _facts(
         },
         "quantization": steps or None,
         "agreement": {**exported.agreement._asdict(), "on": "real pictures" if real else "drawn pictures"},
-        "runtime": {
-            "threads": exported.threads,
-            "options": exported.options,
-            "latency_ms": exported.latency_ms,
-            "tried_ms": exported.tried,
-        },
-        "size_bytes": exported.size,
-        "sha256": {file.name: sha256(file) for file in exported.files},
-        "versions": {package: version_of(package) for package in packages},
     }
 
 
 def table(networks: Sequence[WholeNetwork]) -> str:
     """Agreement, sizes and latencies, for the screen."""
     boxes = all(each.agreement.compared < 10_000 for each in networks)
-    rows = [["file", "precision", f"the same {'boxes' if boxes else 'pixels'}", "near", "MB", "ms", "fastest with"]]
+    rows = [["file", "precision", f"the same {'boxes' if boxes else 'pixels'}", "near", *HEADINGS]]
     for each in networks:
         found = each.agreement
         rows.append(
@@ -460,9 +413,7 @@ def table(networks: Sequence[WholeNetwork]) -> str:
                 each.precision,
                 f"{found.same:.2%} of {found.compared}",
                 f"{found.near:.2%}",
-                f"{each.size / 1e6:.2f}",
-                f"{each.latency_ms:.2f}",
-                f"{each.threads} thread{'s' * (each.threads > 1)}, {spelled(each.options)}",
+                *each.cells(),
             ]
         )
     return columns(rows)
