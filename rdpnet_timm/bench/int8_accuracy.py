@@ -123,14 +123,9 @@ def evaluate(
                         continue
                     xml = folder / "int8.xml"
                     quantize_openvino(source, xml, calibration, nncf_correction)
-                    correction = "ours" if ours else "NNCF's" if nncf_correction else ""
-                    add(
-                        "OpenVINO (NNCF)",
-                        "INT8 by channel",
-                        equalized,
-                        correction,
-                        _predict(xml, "openvino", images, threads),
-                    )
+                    predicted = _predict(xml, "openvino", images, threads)
+                    by = "NNCF's" if nncf_correction else correction
+                    add("OpenVINO (NNCF)", "INT8 by channel", equalized, by, predicted)
                 for runtime, format_name in (("ExecuTorch", "executorch"), ("LiteRT", "litert")):
                     if not all(map(is_installed, FORMATS[format_name].needs)):
                         continue
