@@ -176,7 +176,7 @@ class _MultiBranchBlock(Reparameterizable):
         if self.reparam_conv is not None:
             return self.act(self.reparam_conv(x))
         if not torch.jit.is_scripting() and self.may_fuse(x):
-            return _in_float32(self.fused_forward, x)
+            return self.fused_forward(x)
         outputs: List[Tensor] = []
         for branch in self.branches.values():  # TorchScript unrolls this loop, but no comprehension over modules
             outputs.append(branch(x))
@@ -270,15 +270,6 @@ def _parameters(norms: List[nn.Module]) -> Tuple[List[Tensor], List[Tensor], Lis
     """What a fused step takes of ``norms``: scales, shifts, eps, and who observes the statistics."""
     affine = [norm.weight for norm in norms], [norm.bias for norm in norms]
     return *affine, [norm.eps for norm in norms], partial(conditions.track, norms)
-
-
-def _in_float32(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """``function(x)``; under autocast computed in float32, and given in the dtype that a convolution would have."""
-    if not torch.is_autocast_enabled("cpu"):
-        return function(x)
-    dtype = torch.get_autocast_dtype("cpu")
-    with torch.autocast("cpu", enabled=False):
-        return function(x.float()).to(dtype)
 
 
 def set_fused(model: nn.Module, enabled: bool = True) -> nn.Module:
@@ -528,7 +519,7 @@ class RDPModule(Reparameterizable):
     def forward(self, x: Tensor) -> Tensor:
         """``(N, in_channels, H, W)`` to ``(N, out_channels, H / stride, W / stride)``, rounded up."""
         if not torch.jit.is_scripting() and self.may_fuse(x):
-            return _in_float32(self.fused_forward, x)
+            return self.fused_forward(x)
         return self.point(self.shuffle(self.depth(x)))
 
     @torch.jit.unused

@@ -16,8 +16,6 @@ import rdpnet_timm
 from rdpnet_timm.blocks import DepthBlock, RDPModule, RepVGGBlock
 from rdpnet_timm.fused import conditions
 
-pytest.importorskip("numba")
-
 
 @pytest.fixture
 def steps(monkeypatch):

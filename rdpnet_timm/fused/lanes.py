@@ -14,7 +14,19 @@ from llvmlite import ir
 from numba import types
 from numba.extending import models, overload, register_model
 
-__all__ = ["accumulate", "broadcast", "lane_count", "load", "open_relu", "prefetch", "relu", "store", "zero"]
+__all__ = [
+    "accumulate",
+    "add_product",
+    "broadcast",
+    "lane_count",
+    "load",
+    "load_pairs",
+    "open_relu",
+    "prefetch",
+    "relu",
+    "store",
+    "zero",
+]
 
 
 intrinsic: Any = numba.extending.intrinsic  # called without the typing context that its functions are declared with
@@ -26,10 +38,13 @@ def _register_bytes() -> int:
 
 
 REGISTER = _register_bytes()
+HAS_BFLOAT16 = REGISTER == 64 and bool(llvm.get_host_cpu_features().get("avx512bf16"))
+if HAS_BFLOAT16:  # its instructions are written as assembly: LLVM's names for them change with its versions
+    llvm.initialize_native_asmparser()
 
 
 class Lanes(types.Type):
-    """As many float32 or float64 values as a register holds."""
+    """As many float32 or float64 values as a register holds, or pairs of bfloat16 values as int32."""
 
     def __init__(self, dtype: Any) -> None:
         self.dtype = dtype
@@ -37,8 +52,20 @@ class Lanes(types.Type):
         super().__init__(f"lanes({dtype} x {self.count})")
 
 
+def _lanes(array: Any) -> Lanes:
+    """What a register holds of ``array``: its values, those of bfloat16 as float32."""
+    return Lanes(types.float32 if array.dtype == types.int16 else array.dtype)
+
+
+_ELEMENTS = {types.float64: ir.DoubleType(), types.float32: ir.FloatType(), types.int32: ir.IntType(32)}
+
+
 def _vector(lanes: Lanes) -> Any:
-    return ir.VectorType(ir.DoubleType() if lanes.dtype == types.float64 else ir.FloatType(), lanes.count)
+    return ir.VectorType(_ELEMENTS[lanes.dtype], lanes.count)
+
+
+def _integers(lanes: Lanes, bits: int) -> Any:
+    return ir.VectorType(ir.IntType(bits), lanes.count)
 
 
 @register_model(Lanes)
@@ -52,40 +79,68 @@ def _address(context: Any, builder: Any, array_type: Any, array: Any, index: Any
     return builder.gep(context.make_array(array_type)(context, builder, array).data, [index])
 
 
-def _bytes(lanes: Lanes) -> int:
-    return lanes.dtype.bitwidth // 8
+def _read(builder: Any, pointer: Any, vector: Any) -> Any:
+    """The vector at ``pointer``, which is aligned as its elements are."""
+    return builder.load(builder.bitcast(pointer, vector.as_pointer()), align=_bytes(vector))
+
+
+def _write(builder: Any, value: Any, pointer: Any) -> None:
+    builder.store(value, builder.bitcast(pointer, value.type.as_pointer()), align=_bytes(value.type))
+
+
+def _bytes(vector: Any) -> int:
+    return {ir.DoubleType(): 8, ir.IntType(16): 2}.get(vector.element, 4)
 
 
 @intrinsic
 def lane_count(typing: Any, array: Any) -> Any:
     """How many values of the array's dtype a register holds."""
-    count = Lanes(array.dtype).count
+    count = _lanes(array).count
     return types.intp(array), lambda context, builder, signature, values: context.get_constant(types.intp, count)
 
 
 @intrinsic
 def zero(typing: Any, array: Any) -> Any:
-    """Zeros of the array's dtype."""
-    lanes = Lanes(array.dtype)
+    """Zeros to which values of the array, or products of its pairs, are added."""
+    lanes = Lanes(types.float64 if array.dtype == types.float64 else types.float32)
     return lanes(array), lambda context, builder, signature, values: ir.Constant(_vector(lanes), None)
 
 
 @intrinsic
 def load(typing: Any, array: Any, index: Any) -> Any:
     """The values of ``array`` from element ``index``."""
-    lanes = Lanes(array.dtype)
+    lanes = _lanes(array)
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         pointer = _address(context, builder, array, *values)
-        return builder.load(builder.bitcast(pointer, _vector(lanes).as_pointer()), align=_bytes(lanes))
+        if array.dtype != types.int16:
+            return _read(builder, pointer, _vector(lanes))
+        wide = builder.zext(_read(builder, pointer, _integers(lanes, 16)), _integers(lanes, 32))
+        sixteen = ir.Constant(wide.type, [16] * lanes.count)
+        return builder.bitcast(builder.shl(wide, sixteen), _vector(lanes))
 
     return lanes(array, types.intp), generate
 
 
 @intrinsic
+def load_pairs(typing: Any, a: Any, i: Any, b: Any, j: Any) -> Any:
+    """The bfloat16 values of ``a`` from element ``i``, each in a pair with one of ``b`` from ``j``."""
+    lanes = Lanes(types.int32)
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        pointers = _address(context, builder, a, *values[:2]), _address(context, builder, b, *values[2:])
+        low, high = (
+            builder.zext(_read(builder, pointer, _integers(lanes, 16)), _integers(lanes, 32)) for pointer in pointers
+        )
+        return builder.or_(low, builder.shl(high, ir.Constant(high.type, [16] * lanes.count)))
+
+    return lanes(a, types.intp, b, types.intp), generate
+
+
+@intrinsic
 def broadcast(typing: Any, array: Any, index: Any) -> Any:
     """Element ``index`` of ``array`` in every lane."""
-    lanes = Lanes(array.dtype)
+    lanes = _lanes(array)
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         element = builder.load(_address(context, builder, array, *values))
@@ -101,8 +156,11 @@ def store(typing: Any, array: Any, index: Any, value: Any) -> Any:
     """Write ``value`` to ``array`` from element ``index``."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        pointer = _address(context, builder, array, *values[:2])
-        builder.store(values[2], builder.bitcast(pointer, _vector(value).as_pointer()), align=_bytes(value))
+        written = values[2]
+        if array.dtype == types.int16:  # rounds to the nearest
+            kind = ir.FunctionType(_integers(value, 16), [written.type])
+            written = builder.asm(kind, "vcvtneps2bf16 $1, $0", "=v,v", [written], False)
+        _write(builder, written, _address(context, builder, array, *values[:2]))
         return context.get_dummy_value()
 
     return types.void(array, types.intp, value), generate
@@ -175,6 +233,29 @@ def _binary(name: str) -> Any:
 
 
 _add, _multiply = _binary("fadd"), _binary("fmul")
+
+
+@intrinsic
+def _add_products_of_pairs(typing: Any, total: Any, a: Any, b: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        kind = ir.FunctionType(_vector(total), [value.type for value in values])
+        return builder.asm(kind, "vdpbf16ps $3, $2, $0", "=v,0,v,v", values, False)
+
+    return total(total, a, b), generate
+
+
+def add_product(total: Any, a: Any, b: Any) -> Any:
+    """``total + a * b``; of pairs, both products."""
+    raise NotImplementedError  # in compiled code alone
+
+
+@overload(add_product)
+def _overload_add_product(total, a, b):
+    if not isinstance(a, Lanes) or a != b:
+        return None
+    if a.dtype == types.int32:
+        return lambda total, a, b: _add_products_of_pairs(total, a, b)
+    return lambda total, a, b: _add(total, _multiply(a, b))
 
 
 @overload(operator.add)

@@ -1,8 +1,8 @@
 """The matrix products of a fused train step, over maps ``(N, C, H, W)`` in channels_last.
 
 Such a map is a matrix of M = N H W rows of C channels. Where channels fill registers, products are loops of our own:
-they add, shift and clip in the pass that multiplies, and keep a core as busy as oneDNN does for many channels, and busier
-for few (on an AMD EPYC, Zen 4, 0.6 to 0.95 of its time with the maps out of the cache). Elsewhere they are torch's.
+they add, shift and clip in the pass that multiplies, and take 0.6 to 0.95 of the time of oneDNN's 1x1 convolutions (AMD
+EPYC, Zen 4, maps out of the cache; the less, the fewer the channels). Elsewhere they are torch's.
 """
 
 from typing import Sequence
@@ -15,7 +15,7 @@ from . import vector_loops
 from .lanes import REGISTER
 from .threads import over_parts
 
-__all__ = ["outer_sums", "pointwise", "rows"]
+__all__ = ["array", "fills_registers", "outer_sums", "pointwise", "rows"]
 
 BLOCK = 1024  # positions that torch.bmm sums in the maps' own dtype; over all of M that would cost digits
 
@@ -25,13 +25,25 @@ def rows(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).flatten(0, 2)
 
 
+def array(x: Tensor) -> np.ndarray:
+    """A channels_last map as the array ``(N, H, W, C)`` that it is in memory; of int16 where it is bfloat16."""
+    x = x.detach().permute(0, 2, 3, 1)
+    return (x.view(torch.int16) if x.dtype == torch.bfloat16 else x).numpy()
+
+
+def fills_registers(channels: int, dtype: torch.dtype) -> bool:
+    """Whether ``channels`` values fill registers; those of bfloat16 are float32 there."""
+    return channels * max(dtype.itemsize, 4) % REGISTER == 0
+
+
 def outer_sums(a: Tensor, b: Tensor) -> np.ndarray:
     """``a^T b``, ``(C_a, C_b)`` in float64; of ``a`` with itself the upper triangle at least."""
     channels_a, channels_b = a.shape[1], b.shape[1]
-    if channels_a % 4 == 0 and channels_b * b.element_size() % (2 * REGISTER) == 0:
+    if channels_a % 4 == 0 and fills_registers(channels_b, b.dtype):
         totals = np.zeros((torch.get_num_threads(), channels_a, channels_b))
-        arrays = (each.permute(0, 2, 3, 1).numpy() for each in (a, b))
-        over_parts(vector_loops.outer_sums, len(a), *arrays, a is b, totals)
+        pairs = b.dtype == torch.bfloat16
+        sums = vector_loops.outer_sums_of_pairs if pairs else vector_loops.outer_sums
+        over_parts(sums, len(a), array(a), array(b), a is b, totals)
         return totals.sum(0)
     a, b = rows(a), rows(b)
     whole = len(a) // BLOCK * BLOCK
@@ -43,20 +55,31 @@ def outer_sums(a: Tensor, b: Tensor) -> np.ndarray:
 
 
 def pointwise(inputs: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor, relu: bool = False) -> Tensor:
-    """The sum of the 1x1 convolutions of ``inputs`` by ``weights``, each ``(C_i, C_out)``, and ReLU behind it."""
+    """The sum of the 1x1 convolutions of ``inputs`` by ``weights``, each ``(C_i, C_out)``, and ReLU behind it.
+
+    Bfloat16 maps meet weights rounded to it.
+    """
+    dtype = inputs[0].dtype
     n, _, height, width = inputs[0].shape
     channels, positions = len(bias), n * height * width
-    if channels * bias.element_size() % REGISTER == 0 and positions >= vector_loops.TILE:
-        out = bias.new_empty(n, height, width, channels)
-        maps = tuple(x.permute(0, 2, 3, 1).numpy() for x in inputs)
-        matrices = tuple(weight.contiguous().numpy() for weight in weights)
+    if fills_registers(channels, dtype) and positions >= vector_loops.TILE:
+        out = inputs[0].new_empty(n, height, width, channels).permute(0, 3, 1, 2)
+        maps, matrices = tuple(map(array, inputs)), tuple(weight.contiguous().numpy() for weight in weights)
+        if dtype == torch.bfloat16:
+            maps, matrices = tuple(each.view(np.int32) for each in maps), tuple(map(_pairs, weights))
         over_parts(
-            vector_loops.pointwise, positions // vector_loops.TILE, maps, matrices, bias.numpy(), relu, out.numpy()
+            vector_loops.pointwise, positions // vector_loops.TILE, maps, matrices, bias.numpy(), relu, array(out)
         )
-        return out.permute(0, 3, 1, 2)
+        return out
     out = torch.addmm(bias, rows(inputs[0]), weights[0])
     for x, weight in zip(inputs[1:], weights[1:]):
         out.addmm_(rows(x), weight)
     if relu:
         out.relu_()
     return out.view(n, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _pairs(weight: Tensor) -> np.ndarray:
+    """Bfloat16 values of ``weight`` ``(C, C_out)`` in pairs along C: ``(C / 2, C_out)`` of int32."""
+    pairs = weight.bfloat16().unflatten(0, (-1, 2)).transpose(1, 2).contiguous()
+    return pairs.view(torch.int32).squeeze(2).numpy()

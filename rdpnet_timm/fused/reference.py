@@ -48,5 +48,7 @@ def gradients(
 ) -> List[Optional[Tensor]]:
     """Gradients of ``function(inputs, *arguments)``, with a graph of their own; None for what requires none."""
     wanted = [each for each in inputs if each.requires_grad]
-    found = iter(torch.autograd.grad(function(inputs, *arguments), wanted, gradient, create_graph=True))
+    x, *parameters = inputs
+    out = function([x.to(parameters[0].dtype), *parameters], *arguments)  # x may be bfloat16
+    found = iter(torch.autograd.grad(out, wanted, gradient.to(out.dtype), create_graph=True))
     return [next(found) if each.requires_grad else None for each in inputs]

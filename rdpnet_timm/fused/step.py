@@ -7,6 +7,10 @@ gradient checkpointing, which stops as soon as everything saved is there again, 
 
 Maps are float32 or float64, on a CPU; the output is in channels_last. The orders of branches are those of the blocks:
 3x3, 1x1 and identity; both pointwise ones, then the identity; 3x3 and 1x1.
+
+Under autocast parameters are float32 and the output has autocast's dtype. In bfloat16, where this CPU multiplies in it
+and channels fill registers, maps are kept in it and products of it are summed in float32; elsewhere, and in float16,
+a step is computed in float32. What is per channel is float64 either way.
 """
 
 from types import ModuleType
@@ -17,7 +21,8 @@ import torch
 from torch import Tensor
 
 from . import formulas, loops, products, reference, vector_loops
-from .lanes import REGISTER
+from .lanes import HAS_BFLOAT16
+from .products import array, fills_registers
 from .threads import over_parts
 
 __all__ = ["depth_step", "point_step", "stem_step"]
@@ -44,7 +49,8 @@ def depth_step(
     With a stride, only the outputs that a strided Point-Block behind this block reads are computed; the statistics are
     those of all positions.
     """
-    return _DepthStep.apply(_channels_last(x), weight, scale, tuple(eps), observe, stride, dilation, *gammas, *betas)
+    channels = [len(weight)]
+    return _apply(_DepthStep, channels, x, weight, scale, tuple(eps), observe, stride, dilation, *gammas, *betas)
 
 
 def point_step(
@@ -60,9 +66,9 @@ def point_step(
 
     There is a weight ``(C_out, C, 1, 1)`` for every norm but, where there is an identity branch, the last.
     """
-    return _PointStep.apply(
-        _channels_last(x), tuple(eps), observe, max(1, shuffle_groups), len(weights), *weights, *gammas, *betas
-    )
+    groups, number = max(1, shuffle_groups), len(weights)
+    channels = weights[0].shape[:2]
+    return _apply(_PointStep, channels, x, tuple(eps), observe, groups, number, *weights, *gammas, *betas)
 
 
 def stem_step(
@@ -79,12 +85,17 @@ def stem_step(
 
     The weights are ``(C_out, C, 3, 3)`` and ``(C_out, C, 1, 1)``.
     """
-    return _StemStep.apply(_channels_last(x), weight, weight_1x1, tuple(eps), observe, stride, *gammas, *betas)
+    return _apply(_StemStep, [len(weight)], x, weight, weight_1x1, tuple(eps), observe, stride, *gammas, *betas)
 
 
-def _array(x: Tensor) -> np.ndarray:
-    """A channels_last map as the array ``(N, H, W, C)`` that it is in memory."""
-    return x.detach().permute(0, 2, 3, 1).numpy()
+def _apply(function: Any, channels: Sequence[int], x: Tensor, *arguments: Any) -> Tensor:
+    """The output of an autograd function, under autocast computed as its dtype allows with maps of ``channels``."""
+    if not torch.is_autocast_enabled("cpu"):
+        return function.apply(_channels_last(x), *arguments)
+    dtype = torch.get_autocast_dtype("cpu")
+    is_kept = dtype == torch.bfloat16 and HAS_BFLOAT16 and all(fills_registers(each, dtype) for each in channels)
+    with torch.autocast("cpu", enabled=False):
+        return function.apply(_channels_last(x.to(dtype if is_kept else torch.float32)), *arguments).to(dtype)
 
 
 def _channels_last(x: Tensor) -> Tensor:
@@ -104,7 +115,7 @@ def _totals(*shape: int) -> np.ndarray:
 
 def _passes(x: Tensor) -> ModuleType:
     """The loops over maps of so many channels."""
-    return loops if x.shape[1] * x.element_size() % REGISTER else vector_loops
+    return vector_loops if fills_registers(x.shape[1], x.dtype) else loops
 
 
 def _arrays(tensors: Sequence[Tensor]) -> Tuple[np.ndarray, ...]:
@@ -126,17 +137,17 @@ class _DepthStep(torch.autograd.Function):
         *affine: Any,
     ):
         n, channels, height, width = x.shape
-        array, gammas, betas = _array(x), _arrays(affine[:3]), _arrays(affine[3:])
+        values, gammas, betas = array(x), _arrays(affine[:3]), _arrays(affine[3:])
         passes = _passes(x)
         totals = _totals(4, channels)
         flat = weight.detach().reshape(channels, 9).numpy()
-        over_parts(passes.depth_sums, n, array, np.ascontiguousarray(flat.T), dilation, totals)
+        over_parts(passes.depth_sums, n, values, np.ascontiguousarray(flat.T), dilation, totals)
         count = n * height * width
         taps, kernel, bias, statistics, state = formulas.depth_kernel(
             totals, flat, scale.detach().reshape(-1).numpy(), gammas, betas, eps, count
         )
         out = _empty_map(x, n, channels, (height - 1) // stride + 1, (width - 1) // stride + 1)
-        over_parts(passes.depth_output, n, array, kernel, bias, stride, dilation, _array(out))
+        over_parts(passes.depth_output, n, values, kernel, bias, stride, dilation, array(out))
         ctx.save_for_backward(x, out, weight, scale, *affine)
         ctx.arguments = (eps, stride, dilation)
         ctx.state = (taps, statistics, state)
@@ -154,7 +165,7 @@ class _DepthStep(torch.autograd.Function):
             return (*found[:3], *(None,) * 4, *found[3:])
         taps, statistics, state = ctx.state
         n, channels, height, width = x.shape
-        arrays = _array(_channels_last(gradient)), _array(out), _array(x)
+        arrays = array(_channels_last(gradient)), array(out), array(x)
         passes = _passes(x)
         totals, count = _totals(3, channels), n * height * width
         over_parts(passes.depth_backward_sums, n, *arrays, stride, totals)
@@ -163,7 +174,7 @@ class _DepthStep(torch.autograd.Function):
         )
         gradient_x = torch.empty_like(x)
         totals = _totals(10, channels)
-        over_parts(passes.depth_backward, n, *arrays, taps, coefficients, stride, dilation, _array(gradient_x), totals)
+        over_parts(passes.depth_backward, n, *arrays, taps, coefficients, stride, dilation, array(gradient_x), totals)
         sums = totals.sum(0)
         gradient_weight = torch.from_numpy(sums[:9].T).to(weight.dtype, memory_format=torch.contiguous_format)
         gamma_1 = torch.from_numpy(state[0] * (sums[9] - statistics[0, 0] * total)).to(weight.dtype)
@@ -186,14 +197,17 @@ class _PointState:
         self.count = n * height * width
         self.weights = weights
         totals = _totals(channels)
-        over_parts(_passes(x).channel_sums, n, _array(x), totals)
+        over_parts(_passes(x).channel_sums, n, array(x), totals)
         gram = products.outer_sums(x, x)
         self.mean, covariance = formulas.covariance(gram, totals.sum(0), self.count, weights.numpy())
         self.products = weights @ torch.from_numpy(covariance)
         kernel, bias, self.statistics, self.state = formulas.point_kernel(
             weights.numpy(), self.products.numpy(), self.mean, _arrays(gammas), _arrays(betas), eps
         )
-        self.kernel, self.bias = torch.from_numpy(kernel), torch.from_numpy(bias)
+        exact, self.bias = torch.from_numpy(kernel), torch.from_numpy(bias)
+        self.kernel = _rounded(exact, x)
+        if self.kernel is not exact:  # the mean stays what it is
+            self.bias += (exact - self.kernel) @ torch.from_numpy(self.mean).to(exact.dtype)
 
     def gradients(
         self, gradient: Tensor, out: Tensor, x: Tensor, needs_x: bool
@@ -202,9 +216,7 @@ class _PointState:
         n, channels = out.shape[:2]
         masked = torch.empty_like(out)
         totals = _totals(channels)
-        over_parts(
-            _passes(out).masked_gradient, n, _array(_channels_last(gradient)), _array(out), _array(masked), totals
-        )
+        over_parts(_passes(out).masked_gradient, n, array(_channels_last(gradient)), array(out), array(masked), totals)
         sums = totals.sum(0)
         outer = products.outer_sums(masked, x)
         of_weights, scaled, of_gammas = formulas.point_gradients(
@@ -212,12 +224,19 @@ class _PointState:
         )
         of_x = None
         if needs_x:
-            quadratic = self.weights.flatten(0, 1).t() @ torch.from_numpy(scaled).flatten(0, 1)
-            mean_gradient = torch.from_numpy(sums / self.count).to(x.dtype)
-            shift = -(self.kernel.t() @ mean_gradient) - quadratic @ torch.from_numpy(self.mean).to(x.dtype)
+            quadratic = _rounded(self.weights.flatten(0, 1).t() @ torch.from_numpy(scaled).flatten(0, 1), x)
+            mean_gradient, mean = (
+                torch.from_numpy(each).to(quadratic.dtype) for each in (sums / self.count, self.mean)
+            )
+            shift = -(self.kernel.t() @ mean_gradient) - quadratic @ mean
             of_x = products.pointwise((masked, x), (self.kernel, quadratic), shift)
-        beta = torch.from_numpy(sums).to(x.dtype)
+        beta = torch.from_numpy(sums).to(self.weights.dtype)
         return of_x, torch.from_numpy(of_weights), torch.from_numpy(of_gammas), beta
+
+
+def _rounded(weight: Tensor, x: Tensor) -> Tensor:
+    """``weight`` as a product with ``x`` rounds it."""
+    return weight.to(x.dtype).to(weight.dtype)
 
 
 class _PointStep(torch.autograd.Function):
@@ -228,7 +247,7 @@ class _PointStep(torch.autograd.Function):
         matrices = [weight.detach().flatten(1) for weight in weights]
         branches = len(affine) // 2
         if branches > number:
-            matrices.append(torch.eye(x.shape[1], dtype=x.dtype))
+            matrices.append(torch.eye(x.shape[1], dtype=weights[0].dtype))
         stacked = _unshuffled(torch.stack(matrices), groups)
         state = _PointState(x, stacked, affine[:branches], affine[branches:], eps)
         out = products.pointwise((x,), (state.kernel.t(),), state.bias, relu=True)
@@ -321,5 +340,5 @@ def _patches(x: Tensor, stride: int) -> Tensor:
     """The 3x3 patches of ``x``, on which the stem is a Point-Block: 9 C channels and zeros up to a multiple of 16."""
     n, channels, height, width = x.shape
     out = _empty_map(x, n, (9 * channels + 15) // 16 * 16, (height - 1) // stride + 1, (width - 1) // stride + 1)
-    over_parts(loops.patches, n, _array(x), stride, _array(out))
+    over_parts(loops.patches, n, array(x), stride, array(out))
     return out

@@ -1,7 +1,8 @@
 """The passes of :mod:`.loops` with explicit registers, for channels that fill whole ones.
 
-Names, arguments and results are those of :mod:`.loops`. The innermost loop runs along a row with a register's channels,
-and keeps its sums in registers. A row of sums is float32, the totals are float64.
+Names, arguments and results are those of :mod:`.loops`; maps may be bfloat16 besides, as int16. The innermost loop runs
+along a row with a register's channels, and keeps its sums in registers. A row of sums is float32, the totals are
+float64.
 
 A 3x3 window is nine registers, p, q and r for the rows above, at and below the position, which slide: each position
 loads three. A row outside the map is read from inside, and meets weights of 0. With a dilation d a row is d rows of
@@ -13,7 +14,19 @@ from typing import Any
 import numpy as np
 
 from .jit import compiled
-from .lanes import accumulate, broadcast, lane_count, load, open_relu, prefetch, relu, store, zero
+from .lanes import (
+    accumulate,
+    add_product,
+    broadcast,
+    lane_count,
+    load,
+    load_pairs,
+    open_relu,
+    prefetch,
+    relu,
+    store,
+    zero,
+)
 from .loops import patches
 
 BLOCK = 256  # positions whose products are summed in the maps' own dtype, and which stay in the cache meanwhile
@@ -27,6 +40,7 @@ __all__ = [
     "depth_sums",
     "masked_gradient",
     "outer_sums",
+    "outer_sums_of_pairs",
     "patches",
     "pointwise",
 ]
@@ -178,8 +192,8 @@ def depth_backward(
     """
     _, height, width, channels = x.shape
     ring = 2 * dilation + 1
-    da = np.zeros((ring, width + 2 * dilation, channels), x.dtype)
-    rest = np.empty((ring, width, channels), x.dtype)
+    da = np.zeros((ring, width + 2 * dilation, channels), taps.dtype)
+    rest = np.empty((ring, width, channels), taps.dtype)
     k, flipped = _with_zeros(taps), _with_zeros(taps[::-1])
     for n in range(start, stop):
         for h in range(height + dilation):
@@ -333,40 +347,92 @@ def channel_sums(start: int, stop: int, part: int, x: Any, totals: Any) -> None:
 def outer_sums(start: int, stop: int, part: int, a: Any, b: Any, is_symmetric: bool, totals: Any) -> None:
     """Sums of a b^T over positions in ``totals`` ``(parts, C_a, C_b)``, of a symmetric one the upper triangle.
 
-    Four channels of ``a`` meet two registers of ``b``: eight sums in registers, six loads for eight products. C_a is a
-    multiple of 4 and C_b one of two registers.
+    C_a is a multiple of 4 and C_b one of a register.
     """
     _, rows, columns, height = a.shape
-    width, lanes = b.shape[3], lane_count(b)
     last = stop * rows * columns
     for first in range(start * rows * columns, last, BLOCK):
-        for r in range(0, height, 4):
-            for c in range(r // (2 * lanes) * 2 * lanes if is_symmetric else 0, width, 2 * lanes):
-                s0 = s1 = s2 = s3 = t0 = t1 = t2 = t3 = zero(b)
-                for position in range(first, min(first + BLOCK, last)):
-                    u, v = load(b, position * width + c), load(b, position * width + c + lanes)
-                    y = broadcast(a, position * height + r)
-                    s0, t0 = s0 + y * u, t0 + y * v
-                    y = broadcast(a, position * height + r + 1)
-                    s1, t1 = s1 + y * u, t1 + y * v
-                    y = broadcast(a, position * height + r + 2)
-                    s2, t2 = s2 + y * u, t2 + y * v
-                    y = broadcast(a, position * height + r + 3)
-                    s3, t3 = s3 + y * u, t3 + y * v
-                i = (part * height + r) * width + c
-                accumulate(totals, i, s0)
+        _add_outer(part, first, min(first + BLOCK, last), height, b.shape[3], a, b, is_symmetric, totals)
+
+
+@compiled
+def outer_sums_of_pairs(start: int, stop: int, part: int, a: Any, b: Any, is_symmetric: bool, totals: Any) -> None:
+    """:func:`outer_sums` of bfloat16 maps: a block is brought into pairs of positions, which halves the products."""
+    _, rows, columns, height = a.shape
+    width, last = b.shape[3], stop * rows * columns
+    to_a, to_b = np.empty(BLOCK // 2 * height, np.int32), np.empty(BLOCK // 2 * width, np.int32)
+    for first in range(start * rows * columns, last, BLOCK):
+        stop_at = min(first + BLOCK, last)
+        _pair_positions(first, stop_at, height, a, to_a)
+        if not is_symmetric:
+            _pair_positions(first, stop_at, width, b, to_b)
+        count = (stop_at - first + 1) // 2
+        _add_outer(part, 0, count, height, width, to_a, to_a if is_symmetric else to_b, is_symmetric, totals)
+
+
+@compiled
+def _pair_positions(first: int, stop: int, channels: int, x: Any, pairs: Any) -> None:
+    """Neighbouring positions of ``first`` to ``stop`` as ``pairs`` ``(positions / 2, channels)``, zeros behind."""
+    nothing = np.zeros(channels, x.dtype)
+    to, last = 0, stop * channels
+    for position in range(first * channels, last, 2 * channels):
+        following = position + channels
+        for c in range(0, channels, lane_count(x)):
+            if following < last:
+                store(pairs, to + c, load_pairs(x, position + c, x, following + c))
+            else:
+                store(pairs, to + c, load_pairs(x, position + c, nothing, c))
+        to += channels
+
+
+@compiled
+def _add_outer(
+    part: int,
+    first: int,
+    last: int,
+    height: int,
+    width: int,
+    a: Any,
+    b: Any,
+    is_symmetric: bool,
+    totals: Any,
+) -> None:
+    """Add the sums of positions ``first`` to ``last``.
+
+    Four channels of ``a`` meet two registers of ``b``: eight sums in registers, six loads for eight products.
+    """
+    lanes = lane_count(b)
+    for r in range(0, height, 4):
+        for c in range(r // (2 * lanes) * 2 * lanes if is_symmetric else 0, width, 2 * lanes):
+            other = lanes if c + lanes < width else 0  # a single register is computed twice, and added once
+            s0 = s1 = s2 = s3 = t0 = t1 = t2 = t3 = zero(b)
+            for position in range(first, last):
+                u, v = load(b, position * width + c), load(b, position * width + c + other)
+                y = broadcast(a, position * height + r)
+                s0, t0 = add_product(s0, y, u), add_product(t0, y, v)
+                y = broadcast(a, position * height + r + 1)
+                s1, t1 = add_product(s1, y, u), add_product(t1, y, v)
+                y = broadcast(a, position * height + r + 2)
+                s2, t2 = add_product(s2, y, u), add_product(t2, y, v)
+                y = broadcast(a, position * height + r + 3)
+                s3, t3 = add_product(s3, y, u), add_product(t3, y, v)
+            i = (part * height + r) * width + c
+            accumulate(totals, i, s0)
+            accumulate(totals, i + width, s1)
+            accumulate(totals, i + 2 * width, s2)
+            accumulate(totals, i + 3 * width, s3)
+            if other:
                 accumulate(totals, i + lanes, t0)
-                accumulate(totals, i + width, s1)
                 accumulate(totals, i + width + lanes, t1)
-                accumulate(totals, i + 2 * width, s2)
                 accumulate(totals, i + 2 * width + lanes, t2)
-                accumulate(totals, i + 3 * width, s3)
                 accumulate(totals, i + 3 * width + lanes, t3)
 
 
 @compiled
 def pointwise(start: int, stop: int, part: int, inputs: Any, weights: Any, bias: Any, is_relu: bool, out: Any) -> None:
     """The sum of the 1x1 convolutions of ``inputs``, maps ``(N, H, W, C_i)``, by ``weights`` ``(C_i, C_out)``.
+
+    Maps and weights may both be pairs of bfloat16 values, neighbours along C_i.
 
     ``start`` to ``stop`` are tiles of six positions, of which there is one at least; the last part takes what remains.
     Six positions meet two registers of outputs: twelve sums in registers, eight loads for twelve products. Weights of
@@ -376,7 +442,7 @@ def pointwise(start: int, stop: int, part: int, inputs: Any, weights: Any, bias:
     lanes, depth = lane_count(out), 0
     for weight in weights:
         depth += weight.shape[0]
-    panel = np.empty(depth * 2 * lanes, out.dtype)
+    panel = np.empty(depth * 2 * lanes, weights[0].dtype)
     last = n * rows * columns if stop == n * rows * columns // TILE else stop * TILE
     for first in range(start * TILE, last, BLOCK // TILE * TILE):
         for c in range(0, width, 2 * lanes):
@@ -397,17 +463,17 @@ def pointwise(start: int, stop: int, part: int, inputs: Any, weights: Any, bias:
                     for i in range(position * channels, (position + 1) * channels):
                         u, v = load(panel, w), load(panel, w + lanes)
                         y = broadcast(x, i)
-                        s0, t0 = s0 + y * u, t0 + y * v
+                        s0, t0 = add_product(s0, y, u), add_product(t0, y, v)
                         y = broadcast(x, i + channels)
-                        s1, t1 = s1 + y * u, t1 + y * v
+                        s1, t1 = add_product(s1, y, u), add_product(t1, y, v)
                         y = broadcast(x, i + 2 * channels)
-                        s2, t2 = s2 + y * u, t2 + y * v
+                        s2, t2 = add_product(s2, y, u), add_product(t2, y, v)
                         y = broadcast(x, i + 3 * channels)
-                        s3, t3 = s3 + y * u, t3 + y * v
+                        s3, t3 = add_product(s3, y, u), add_product(t3, y, v)
                         y = broadcast(x, i + 4 * channels)
-                        s4, t4 = s4 + y * u, t4 + y * v
+                        s4, t4 = add_product(s4, y, u), add_product(t4, y, v)
                         y = broadcast(x, i + 5 * channels)
-                        s5, t5 = s5 + y * u, t5 + y * v
+                        s5, t5 = add_product(s5, y, u), add_product(t5, y, v)
                         w += 2 * lanes
                 o = position * width + c
                 _store_pair(out, o, other, s0, t0, is_relu)
