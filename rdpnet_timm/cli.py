@@ -549,6 +549,11 @@ def _add_bench(subcommands: Subcommands) -> None:
     )
     parser.add_argument("--threads", nargs="+", type=_count, default=[1], metavar="N", help="each is measured [1]")
     parser.add_argument(
+        "--widths", nargs="+", type=float, metavar="WIDTH", help="of training: 0.25, 1.0, 1.25, each is measured [all]"
+    )
+    parser.add_argument("--sizes", nargs="+", type=_count, metavar="PIXELS", help="of training: 32, 224 [all]")
+    parser.add_argument("--batches", nargs="+", type=_count, metavar="N", help="of training: 16, 32, 128 [all]")
+    parser.add_argument(
         "--rounds", type=_count, default=30, metavar="N", help="timed calls of each network [%(default)s]"
     )
     parser.add_argument("--quick", action="store_true", help="two rounds, few networks: see that everything works")
@@ -563,6 +568,7 @@ def _bench(args: argparse.Namespace) -> None:
     from .bench.backends import PRECISIONS, RUNTIMES
     from .bench.isa import run_classes
     from .bench.run import BACKENDS, NAMES, run
+    from .bench.training import select
 
     names, precisions = NAMES if "all" in args.tables else args.tables, args.precision or PRECISIONS
     command = shlex.join(["rdpnet", *sys.argv[1:]])
@@ -576,7 +582,17 @@ def _bench(args: argparse.Namespace) -> None:
         arguments += ["--rounds", str(args.rounds), *(["--quick"] if args.quick else [])]
         run_classes(args.isa, arguments, Path(args.output))
         return
-    run(names, Path(args.output), args.backend or BACKENDS, args.threads, args.rounds, args.quick, command, precisions)
+    run(
+        names,
+        Path(args.output),
+        args.backend or BACKENDS,
+        args.threads,
+        args.rounds,
+        args.quick,
+        command,
+        precisions,
+        select(args.widths, args.sizes, args.batches),
+    )
 
 
 def _add_bench_int8_speed(subcommands: Subcommands) -> None:

@@ -343,6 +343,36 @@ def test_single_branches_leave_the_convolutions_of_the_deploy_form():
     assert sum(isinstance(module, nn.BatchNorm2d) for module in single.modules()) == 41
 
 
+def test_settings_of_training_are_selected_by_width_size_and_batch():
+    assert training.select() == training.SETTINGS
+    assert training.select([0.25], [32], [128]) == (training.Setting(0.25, (3, 32, 32), 128),)
+    assert {each.batch for each in training.select(sizes=[32], batches=[16, 32])} == {16, 32}
+    with pytest.raises(ValueError, match=r"widths any, sizes \[224\], batches \[128\]; there are: 32 pixels, batch 16"):
+        training.select(sizes=[224], batches=[128])
+
+
+def test_training_is_measured_in_the_settings_and_precisions_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "_precisions", lambda device: [torch.float32, torch.bfloat16])
+    monkeypatch.setattr(training, "entries", lambda setting: built.append(setting) or [])
+    built, runs = [], []
+    monkeypatch.setattr(training, "measure_run", lambda result, steps, turn, **facts: runs.append(facts))
+    arguments = [
+        "bench",
+        "training",
+        "--widths",
+        "1.0",
+        "--sizes",
+        "32",
+        "--precision",
+        "bfloat16",
+        "-o",
+        str(tmp_path),
+    ]
+    assert cli.main(arguments) == 0
+    assert [(each.width, each.batch) for each in built] == [(1.0, 16), (1.0, 32), (1.0, 128)]
+    assert {(facts["precision"], facts["threads"]) for facts in runs} == {("bfloat16", 1)}
+
+
 def test_peak_memory_is_that_of_the_tensors_alive_together():
     def step():
         first = torch.empty(1_000_000)

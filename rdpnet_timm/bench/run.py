@@ -19,7 +19,7 @@ from . import isa
 from .report import Result, Start, entry_facts, markdown, measure_runs, write
 from .tables import DEPLOY, TABLES, Comparison, Entry, Table
 from .throughput import THROUGHPUT_NOTE, THROUGHPUT_TITLE, measure_throughput
-from .training import TRAINING_NOTE, TRAINING_TITLE, measure_training
+from .training import SETTINGS, TRAINING_NOTE, TRAINING_TITLE, Setting, measure_training
 
 __all__ = ["BACKENDS", "NAMES", "run"]
 
@@ -40,6 +40,7 @@ def run(
     quick: bool = False,
     command: str = "",
     precisions: Sequence[str] = runtimes.PRECISIONS,
+    settings: Sequence[Setting] = SETTINGS,
 ) -> List[Path]:
     """Measure the tables ``names`` and write ``TABLE.md``, ``.csv``, ``.json`` and, where there is one, ``.png``.
 
@@ -52,6 +53,7 @@ def run(
         quick: two rounds of the reference and one other network of each table, to see that all works.
         command: what the user typed, for the record.
         precisions: of :data:`.backends.PRECISIONS`; each backend is measured in those that it and the CPU have.
+        settings: what the table of training holds, see :func:`.training.select`.
 
     Raises:
         ValueError: an unknown table, backend or precision, no rounds or no threads.
@@ -83,7 +85,7 @@ def run(
         try:
             with _progress(name) as start:
                 if name == "training":
-                    measure_training(result, threads, start, save)
+                    measure_training(result, threads, start, save, settings, precisions)
                 elif name == "throughput":
                     measure_throughput(result, pairs, start, save)
                 else:

@@ -3,7 +3,7 @@
 import warnings
 from dataclasses import dataclass
 from itertools import accumulate, product
-from typing import Any, Callable, List, Sequence, Tuple
+from typing import Any, Callable, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from .backends import pin_threads
 from .report import Result, Start, entry_facts, measure_run
 from .tables import CIFAR_SIZE, IMAGENET_SIZE, TRAIN, Entry
 
-__all__ = ["measure_training", "peak_memory", "training_step"]
+__all__ = ["SETTINGS", "Setting", "measure_training", "peak_memory", "select", "training_step"]
 
 TRAINING_TITLE = "The cost of training"
 TRAINING_NOTE = (
@@ -42,8 +42,31 @@ SETTINGS = (
     *(Setting(width, CIFAR_SIZE, batch) for batch in (16, 32, 128) for width in (0.25, 1.0, 1.25)),
     *(Setting(width, IMAGENET_SIZE, 16) for width in (0.25, 1.0, 1.25)),
 )
-QUICK_SETTINGS = (Setting(0.25, CIFAR_SIZE, 16),)
 GPU_SETTINGS = (Setting(1.0, IMAGENET_SIZE, 128),)
+
+
+def select(
+    widths: Optional[Sequence[float]] = None,
+    sizes: Optional[Sequence[int]] = None,
+    batches: Optional[Sequence[int]] = None,
+) -> Tuple[Setting, ...]:
+    """Those of :data:`SETTINGS` with one of ``widths``, ``sizes`` (pixels along an edge) and ``batches``; None is any.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = tuple(
+        each
+        for each in SETTINGS
+        if (widths is None or each.width in widths)
+        and (sizes is None or each.size[1] in sizes)
+        and (batches is None or each.batch in batches)
+    )
+    if not found:
+        known = "; ".join(f"{each.size[1]} pixels, batch {each.batch}, width {each.width}" for each in SETTINGS)
+        wanted = f"widths {widths or 'any'}, sizes {sizes or 'any'}, batches {batches or 'any'}"
+        raise ValueError(f"no setting of training has {wanted}; there are: {known}")
+    return found
 
 
 def entries(setting: Setting) -> List[Entry]:
@@ -118,17 +141,37 @@ def _precisions(device: str) -> List[torch.dtype]:
     return [torch.float32, torch.bfloat16] if knows else [torch.float32]
 
 
-def measure_training(result: Result, threads: Sequence[int], start: Start, save: Callable[[], Any]) -> None:
-    """Measure all settings on the CPU, with each number of threads, and one on a GPU where there is one."""
+def _name(precision: torch.dtype) -> str:
+    return str(precision).removeprefix("torch.")
+
+
+def measure_training(
+    result: Result,
+    threads: Sequence[int],
+    start: Start,
+    save: Callable[[], Any],
+    settings: Sequence[Setting] = SETTINGS,
+    precisions: Sequence[str] = ("float32", "bfloat16"),
+) -> None:
+    """Measure ``settings`` on the CPU, with each number of threads, and beside all of them one on a GPU, if any.
+
+    Of ``precisions`` are measured those that the device multiplies in. A quick run takes the first setting.
+
+    Raises:
+        ValueError: it multiplies in none of them.
+    """
     keep_freed_memory()
-    settings = QUICK_SETTINGS if result["quick"] else SETTINGS
-    runs = [("cpu", *run) for run in product(_precisions("cpu"), threads, settings)]
-    if torch.cuda.is_available() and not result["quick"]:
-        runs += [("cuda", *run) for run in product(_precisions("cuda"), (1,), GPU_SETTINGS)]
+    chosen = {device: [each for each in _precisions(device) if _name(each) in precisions] for device in ("cpu", "cuda")}
+    if not chosen["cpu"]:
+        names = " and ".join(map(_name, _precisions("cpu")))
+        raise ValueError(f"training is measured in {names} on this CPU, got --precision {' '.join(precisions)}")
+    runs = [("cpu", *run) for run in product(chosen["cpu"], threads, settings[:1] if result["quick"] else settings)]
+    if torch.cuda.is_available() and not result["quick"] and settings == SETTINGS:
+        runs += [("cuda", *run) for run in product(chosen["cuda"], (1,), GPU_SETTINGS)]
     for device, precision, number, setting in runs:
         title = f"{device}, {setting.size[1]}x{setting.size[2]}, RDPNet-{setting.width}x, batch {setting.batch}"
-        if precision != torch.float32:
-            title += ", bfloat16"
+        if precision != torch.float32:  # a table of its own: memory differs, and the precisions take no turns
+            title += f", {_name(precision)}"
         turn = start(f"{title}, {number} threads", len(result["runs"]), len(runs))
         pin_threads(number)
         steps, contestants = {}, {}
@@ -147,6 +190,7 @@ def measure_training(result: Result, threads: Sequence[int], start: Start, save:
             comparison=title,
             reference=f"RDPNet-{setting.width}x, {SINGLE}, {TRAIN}",
             backend=device,
+            precision=_name(precision),
             threads=number,
             contestants=contestants,
             failures={},
