@@ -41,7 +41,8 @@ def test_mmdets_fpg_neck_can_be_part_of_a_model_that_is_converted() -> None:
     from mmdet.registry import MODELS
     from mmengine.hub import get_config
 
-    neck = MODELS.build(get_config("mmdet::fpg/faster-rcnn_r50_fpg_crop640-50e_coco.py").model.neck)
+    config = get_config("mmdet::fpg/faster-rcnn_r50_fpg_crop640-50e_coco.py").model.neck
+    neck = MODELS.build(dict(config, _scope_="mmdet"))  # whatever scope another test has left
     with pytest.raises(TypeError, match="fuse_dict"):
         neck.fuse()
     model = nn.ModuleDict({"backbone": RDPNet(0.25, num_classes=0), "neck": neck})
