@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 
+import numpy as np
 import pytest
 
 pytest.importorskip("numba")
@@ -49,6 +50,44 @@ def test_processes_that_start_at_once_compile_into_one_cache(tmp_path):
     finish(*(start(STEP, NUMBA_CACHE_DIR=str(tmp_path)) for _ in range(2)))
     assert list(tmp_path.rglob("*.nbi"))
     finish(start(STEP, NUMBA_CACHE_DIR=str(tmp_path)))  # what they have left can be read
+
+
+SUMMING = """
+from rdpnet_timm.fused.jit import compiled
+
+@compiled
+def total(values):
+    result = values[0]
+    for i in range(1, len(values)):
+        result += values[i]
+    return result
+"""
+
+
+def test_processes_of_different_dtypes_do_not_take_each_others_code(tmp_path, monkeypatch):
+    import numba
+    from numba.core.caching import IndexDataCacheFile
+
+    def total():  # as a new process has it
+        scope = {"__name__": "summing", "__file__": str(tmp_path / "summing.py")}
+        exec(compile(SUMMING, scope["__file__"], "exec"), scope)
+        return scope["total"]
+
+    (tmp_path / "summing.py").write_text(SUMMING)
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "cache"))
+    arrays = [np.arange(10, dtype=dtype) for dtype in (np.float32, np.float64)]
+    save, delayed = IndexDataCacheFile._save_data, []
+    with monkeypatch.context() as at_once:  # both find an empty index, and write their files in the other order
+        at_once.setattr(IndexDataCacheFile, "_load_index", lambda self: {})
+        at_once.setattr(IndexDataCacheFile, "_save_data", lambda *arguments: delayed.append(arguments))
+        for array in arrays:
+            assert total()(array) == 45
+    for arguments in reversed(delayed):
+        save(*arguments)
+    for _ in range(2):
+        again = total()
+        assert [again(array) for array in arrays] == [45, 45]
+    assert sum(again.stats.cache_hits.values()) == 2
 
 
 NO_CACHE = """

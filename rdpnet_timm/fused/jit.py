@@ -1,5 +1,7 @@
 """Compiling by Numba, with a cache on disk where there is a place for one."""
 
+import uuid
+from contextlib import suppress
 from typing import Any, Callable
 
 import numba
@@ -10,9 +12,15 @@ __all__ = ["compiled", "compiled_sums"]
 def _compile(function: Callable[..., Any], fastmath: Any) -> Any:
     options = dict(nogil=True, error_model="numpy", boundscheck=False, fastmath=fastmath)
     try:
-        return numba.njit(function, cache=True, **options)
+        found = numba.njit(function, cache=True, **options)
     except RuntimeError:  # neither the package's folder nor the user's can be written: compile in every process
         return numba.njit(function, **options)
+    # Numba numbers the files of a function, one for each signature. Of two processes that start at once one may write
+    # its code for float64 into the file in which the other's index looks for float32, for good. So they share no names.
+    with suppress(AttributeError):
+        file = found._cache._cache_file
+        file._data_name_pattern = file._data_name_pattern.replace("{number", f"{uuid.uuid4().hex[:16]}.{{number")
+    return found
 
 
 def compiled(function: Callable[..., Any]) -> Any:
