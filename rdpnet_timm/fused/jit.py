@@ -18,7 +18,7 @@ def _compile(function: Callable[..., Any], fastmath: Any) -> Any:
     # Numba numbers the files of a function, one for each signature. Of two processes that start at once one may write
     # its code for float64 into the file in which the other's index looks for float32, for good. So they share no names.
     with suppress(AttributeError):
-        file = found._cache._cache_file
+        file: Any = found._cache._cache_file  # type: ignore[attr-defined]
         file._data_name_pattern = file._data_name_pattern.replace("{number", f"{uuid.uuid4().hex[:16]}.{{number")
     return found
 

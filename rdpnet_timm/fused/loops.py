@@ -179,15 +179,15 @@ def patches(start: int, stop: int, part: int, x: Any, stride: int, out: Any) -> 
     """The 3x3 patches of ``x``, zero outside the map: ``out`` is ``(N, rows, columns, 9 C or more)``, then zeros."""
     _, height, width, channels = x.shape
     rows = out.shape[1]
-    padded = np.zeros((3, (width + 2) * channels), x.dtype)
+    padded = np.zeros((3, width + 2, channels), x.dtype)
     for n in range(start, stop):
         for y in range(rows):
             for i in range(3):
                 h = y * stride + i - 1
-                if h >= 0 and h < height:
-                    padded[i, channels : (width + 1) * channels] = x[n, h].reshape(-1)
-                else:
-                    padded[i] = 0
+                inside = h >= 0 and h < height
+                for w in range(width):
+                    for c in range(channels):
+                        padded[i, w + 1, c] = x[n, h, w, c] if inside else x.dtype.type(0)
             if channels == 3:  # a number that the compiler knows: the values of a colour image are copied without loops
                 _patch_row(padded, 3, stride, out[n, y])
             else:
@@ -198,10 +198,10 @@ def patches(start: int, stop: int, part: int, x: Any, stride: int, out: Any) -> 
 def _patch_row(padded: Any, channels: int, stride: int, out: Any) -> None:
     """A row of patches from three rows of the map with a border."""
     columns, depth = out.shape
-    span = 3 * channels
     for w in range(columns):
         for i in range(3):
-            for c in range(span):
-                out[w, i * span + c] = padded[i, w * stride * channels + c]
-        for c in range(3 * span, depth):
+            for j in range(3):
+                for c in range(channels):
+                    out[w, (3 * i + j) * channels + c] = padded[i, w * stride + j, c]
+        for c in range(9 * channels, depth):
             out[w, c] = 0

@@ -47,10 +47,13 @@ __all__ = [
 
 
 @compiled
-def _with_zeros(taps: Any) -> Any:
-    """``taps`` ``(9, C)`` and a tenth row of zeros."""
-    result = np.zeros((10, taps.shape[1]), taps.dtype)
-    result[:9] = taps
+def _with_zeros(taps: Any, flips: bool) -> Any:
+    """``taps`` ``(9, C)``, the last of them first if wished, and a tenth row of zeros."""
+    channels = taps.shape[1]
+    result = np.zeros((10, channels), taps.dtype)
+    for t in range(9):
+        for c in range(channels):
+            result[t, c] = taps[8 - t if flips else t, c]
     return result
 
 
@@ -77,7 +80,7 @@ def _taps(taps: Any, c: int, above: bool, below: bool) -> Any:
 def depth_sums(start: int, stop: int, part: int, x: Any, taps: Any, dilation: int, totals: Any) -> None:
     """Sums of a, a^2, x, x^2, see :func:`.loops.depth_sums`."""
     _, height, width, channels = x.shape
-    row, k = width * channels, _with_zeros(taps)
+    row, k = width * channels, _with_zeros(taps, False)
     for line in range(start * height, stop * height):
         h = line % height
         above, below = h >= dilation, h + dilation < height
@@ -116,7 +119,7 @@ def depth_output(
     """``out = ReLU(conv(x, kernel) + bias)``, see :func:`.loops.depth_output`."""
     _, height, width, channels = x.shape
     _, rows, columns, _ = out.shape
-    row, k = width * channels, _with_zeros(kernel)
+    row, k = width * channels, _with_zeros(kernel, False)
     for line in range(start * rows, stop * rows):
         n, h = line // rows, line % rows * stride
         above, below = h >= dilation, h + dilation < height
@@ -194,7 +197,7 @@ def depth_backward(
     ring = 2 * dilation + 1
     da = np.zeros((ring, width + 2 * dilation, channels), taps.dtype)
     rest = np.empty((ring, width, channels), taps.dtype)
-    k, flipped = _with_zeros(taps), _with_zeros(taps[::-1])
+    k, flipped = _with_zeros(taps, False), _with_zeros(taps, True)
     for n in range(start, stop):
         for h in range(height + dilation):
             if h < height:
