@@ -81,6 +81,12 @@ class Reparameterizable(nn.Module):
         """Change this module, in place, from its train form to its deploy form; nothing happens the second time."""
         raise NotImplementedError
 
+    @torch.jit.unused
+    @torch.compiler.disable
+    def eager_forward(self, x: Tensor) -> Tensor:
+        """``self.forward(x)``, which torch.compile does not look into."""
+        return self.forward(x)
+
     def _load_from_state_dict(self, state_dict: Dict[str, Any], prefix: str, *args: Any) -> None:
         self.convert_state_dict(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -175,8 +181,11 @@ class _MultiBranchBlock(Reparameterizable):
         """``(N, in_channels, H, W)`` to ``(N, out_channels, H / stride, W / stride)``, rounded up."""
         if self.reparam_conv is not None:
             return self.act(self.reparam_conv(x))
-        if not torch.jit.is_scripting() and self.may_fuse(x):
-            return self.fused_forward(x)
+        if not torch.jit.is_scripting():
+            if self.leaves_graph(x):
+                return self.eager_forward(x)
+            if self.may_fuse(x):
+                return self.fused_forward(x)
         outputs: List[Tensor] = []
         for branch in self.branches.values():  # TorchScript unrolls this loop, but no comprehension over modules
             outputs.append(branch(x))
@@ -191,6 +200,13 @@ class _MultiBranchBlock(Reparameterizable):
             return ""
         missing = "" if conditions.is_installed() else " (but Numba is not installed)"
         return f"fused={self.fused}{missing if self.fused else ''}"
+
+    @torch.jit.unused
+    def leaves_graph(self, x: Tensor) -> bool:
+        """Whether torch.compile is to leave this block out of its graph, for ``x`` to be a fused train step."""
+        if not (torch.compiler.is_dynamo_compiling() and self.training and self.fused) or self.branches is None:
+            return False
+        return conditions.leaves_graph(x, self.parts()[1])
 
     @torch.jit.unused
     def parts(self) -> Tuple[List[nn.Conv2d], List[nn.Module]]:
@@ -518,8 +534,11 @@ class RDPModule(Reparameterizable):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, in_channels, H, W)`` to ``(N, out_channels, H / stride, W / stride)``, rounded up."""
-        if not torch.jit.is_scripting() and self.may_fuse(x):
-            return self.fused_forward(x)
+        if not torch.jit.is_scripting():
+            if self.depth.leaves_graph(x) and self.point.leaves_graph(x):
+                return self.eager_forward(x)
+            if self.may_fuse(x):
+                return self.fused_forward(x)
         return self.point(self.shuffle(self.depth(x)))
 
     @torch.jit.unused

@@ -160,6 +160,38 @@ def test_script_trace_fx_and_export_of_a_module_in_training_see_its_branches(ste
     assert not steps.taken
 
 
+def test_a_compiled_network_takes_the_fused_step_outside_of_its_graphs(steps):
+    model = excited(nn.Sequential(RepVGGBlock(3, 16), nn.Sequential(RDPModule(16, 8, 2), RDPModule(8, 8)))).double()
+    eager, x, gradient = copy.deepcopy(model), torch.randn(4, 3, 32, 32).double(), torch.randn(4, 8, 8, 8).double()
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="aot_eager")
+    for _ in range(2):
+        for network in (compiled, eager):
+            network.zero_grad()
+            network(x).backward(gradient)
+        assert len(steps.taken) == 2 * 5
+        steps.taken.clear()
+        for found, expected in zip((*model.parameters(), *model.buffers()), (*eager.parameters(), *eager.buffers())):
+            pairs = (found, expected) if expected.grad is None else (found.grad, expected.grad)
+            torch.testing.assert_close(*pairs, rtol=0, atol=0)
+
+
+def frozen_in_evaluation(model):
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.eval()
+    return model
+
+
+@pytest.mark.parametrize("change", [nn.Module.eval, lambda m: rdpnet_timm.set_fused(m, False), frozen_in_evaluation])
+def test_what_is_not_fused_is_compiled_as_one_graph(steps, change):
+    torch.compiler.reset()
+    model, x = change(module()), images()
+    compiled = torch.compile(copy.deepcopy(model), backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-4)
+    assert not steps.taken
+
+
 def test_functional_transforms_and_forward_derivatives_see_the_branches(steps):
     model, x = module(), images()
 

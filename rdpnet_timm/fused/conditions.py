@@ -17,13 +17,14 @@ SMALLEST = 256  # positions of a batch; with fewer, a fused step's calls cost mo
 DTYPES = (torch.float32, torch.float64)
 # torch's hooks of all modules; the function that asks for them all came after torch 2.5
 GLOBAL_HOOKS = tuple(f"_global_{kind}_hooks" for kind in ("forward", "forward_pre", "backward", "backward_pre"))
+IS_INSTALLED = importlib.util.find_spec("numba") is not None
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: True)  # a torch that cannot be asked: one graph
 _logger = logging.getLogger(__name__)
 
 
-@cache
 def is_installed() -> bool:
     """Whether Numba, which compiles the fused step, can be found; importing it is left to :func:`load_step`."""
-    return importlib.util.find_spec("numba") is not None
+    return IS_INSTALLED
 
 
 @cache
@@ -65,6 +66,20 @@ def will_fuse(x: Tensor, convs: Sequence[nn.Conv2d], norms: Sequence[nn.Module],
     if any(parameter.dtype != dtype or type(parameter) is not nn.Parameter for parameter in parameters):
         return False
     return not have_hooks([*convs, *norms, *others])
+
+
+def leaves_graph(x: Tensor, norms: Sequence[nn.Module]) -> bool:
+    """Whether a block that is being compiled is better left out of the graph, since ``x`` may be a fused step then.
+
+    What can be asked while torch.compile looks on; the rest is :func:`will_fuse`'s, when the block is computed.
+    """
+    return (
+        IS_INSTALLED
+        and not _is_exporting()
+        and x.device.type == "cpu"
+        and x.shape[0] * x.shape[2] * x.shape[3] >= SMALLEST
+        and norms_are_known(norms)
+    )
 
 
 def norms_are_known(norms: Sequence[nn.Module]) -> bool:
