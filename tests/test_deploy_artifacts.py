@@ -3,6 +3,7 @@ import json
 import re
 import subprocess
 import sys
+import textwrap
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -21,7 +22,7 @@ from rdpnet_timm import RDPNet
 from rdpnet_timm.cli import main
 from rdpnet_timm.deploy import Calibration, NotStraight, export
 from rdpnet_timm.deploy.calibration import Preprocessing
-from rdpnet_timm.deploy.formats import known_format
+from rdpnet_timm.deploy.formats import known_format, openvino_core
 from rdpnet_timm.measure.difference import randomize_norms
 
 SIZE = (3, 16, 16)
@@ -80,13 +81,12 @@ def test_no_option_that_is_tried_takes_the_processs_small_numbers_for_zero(tmp_p
 
 @pytest.mark.slow
 def test_every_artefact_gives_what_the_train_form_gives_read_by_its_own_runtime(exported, model, pixels):
-    import openvino
 
     folder, _ = exported
     images, reference = (pixels[:3] * 255).numpy(), expected(model, pixels[:3])
     options = json.loads((folder / "small.xml.json").read_text())["runtime"]["options"]
     assert options["INFERENCE_PRECISION_HINT"] == "f32"  # or a CPU that knows bfloat16 computes in it
-    compiled = openvino.Core().compile_model(folder / "small.xml", "CPU", options)
+    compiled = openvino_core().compile_model(folder / "small.xml", "CPU", options)
     with torch.no_grad():
         outputs = {
             "onnx": run_onnx(folder / "small.onnx", images),
@@ -100,12 +100,11 @@ def test_every_artefact_gives_what_the_train_form_gives_read_by_its_own_runtime(
 
 @pytest.mark.slow
 def test_int8_artefacts_stay_near_float(exported, model, pixels):
-    import openvino
 
     folder, _ = exported
     images, reference = (pixels * 255).numpy(), expected(model, pixels)
     assert relative(run_onnx(folder / "small-int8.onnx", images), reference) < 0.2
-    assert relative(openvino.Core().compile_model(folder / "small-int8.xml", "CPU")(images)[0], reference) < 0.3
+    assert relative(openvino_core().compile_model(folder / "small-int8.xml", "CPU")(images)[0], reference) < 0.3
 
 
 @pytest.mark.slow
@@ -126,9 +125,8 @@ def test_int8_of_onnx_has_signed_weights_by_channel_and_no_zero_points_behind_re
 @pytest.mark.slow
 def test_int8_of_openvino_rounds_depthwise_kernels_by_channel(exported):
     """With one scale a kernel column, which NNCF takes of an unfolded Reshape, OpenVINO has no INT8 kernel."""
-    import openvino
 
-    model = openvino.Core().read_model(exported[0] / "small-int8.xml")
+    model = openvino_core().read_model(exported[0] / "small-int8.xml")
     depthwise = [node for node in model.get_ops() if node.get_type_name() == "GroupConvolution"]
     assert len(depthwise) == 20
     for node in depthwise:
@@ -352,3 +350,23 @@ def test_weights_have_7_bits_where_8_overflow(reduce_range, limit, model, pixels
     weights = [value for name, value in values.items() if name.endswith("weight_quantized")]
     assert len(weights) == 42 and max(np.abs(value.astype(int)).max() for value in weights) == limit
     assert json.loads(Path(f"{int8.path}.json").read_text())["quantization"]["reduced_range"] is reduce_range
+
+
+def test_a_signal_with_a_handler_is_survived_after_several_openvino_models(tmp_path: Path) -> None:
+    code = """
+        import signal, sys
+        from pathlib import Path
+        import torch
+        from rdpnet_timm.deploy.formats import openvino_model, to_openvino
+
+        path = Path(sys.argv[1])
+        to_openvino(torch.nn.Conv2d(3, 4, 3).eval(), torch.randn(1, 3, 8, 8), path)
+        first, second = openvino_model(path, 1, {}), openvino_model(path, 1, {})
+        del first
+        del second
+        signal.signal(signal.SIGTERM, lambda *_: print("received"))
+        signal.raise_signal(signal.SIGTERM)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "small.xml")]
+    finished = subprocess.run(command, capture_output=True, text=True)
+    assert (finished.returncode, finished.stdout) == (0, "received\n"), finished.stderr[-2000:]

@@ -11,7 +11,6 @@ import cv2
 import numpy as np
 import onnx
 import onnxruntime
-import openvino
 import pytest
 import torch
 from PIL import Image
@@ -19,7 +18,7 @@ from PIL import Image
 from rdpnet_timm.cli import main
 from rdpnet_timm.convert import reparameterize
 from rdpnet_timm.demo.sample_voc import make_sample_voc
-from rdpnet_timm.deploy.formats import onnx_to_openvino, trace_to_onnx
+from rdpnet_timm.deploy.formats import onnx_to_openvino, openvino_core, trace_to_onnx
 from rdpnet_timm.measure.difference import randomize_norms
 
 pytest.importorskip("mmdet")
@@ -89,7 +88,7 @@ def run_onnx(path, picture):
 
 def run_openvino(path, picture):
     options = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}  # as the JSON says
-    compiled = openvino.Core().compile_model(path, "CPU", options)
+    compiled = openvino_core().compile_model(path, "CPU", options)
     return [np.array(each) for each in compiled(picture).values()]
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import warnings
+from functools import cache
 from pathlib import Path
 from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
@@ -24,6 +25,7 @@ __all__ = [
     "known_format",
     "onnx_session",
     "onnx_to_openvino",
+    "openvino_core",
     "openvino_has_bfloat16",
     "openvino_model",
     "require_format",
@@ -161,10 +163,21 @@ def trace_to_onnx(
         )  # fmt: skip
 
 
+@cache
+def openvino_core() -> Any:
+    """OpenVINO's core: one for the process, never given back.
+
+    With AVX-512 a core's CPU plugin gives the calling thread a stack for signal handlers, and takes it back with the
+    last of its models. Of several cores one may so leave a stack that is gone; the next signal with a handler, say a
+    SIGTERM on which a training saves, ends the process as a segmentation fault (OpenVINO 2026.4).
+    """
+    return require("openvino", "reading and running OpenVINO models").Core()
+
+
 def onnx_to_openvino(source: Path, path: Path) -> None:
     """Write OpenVINO's ``.xml`` and ``.bin`` of an ONNX file."""
     openvino = require("openvino", "export to OpenVINO")
-    openvino.save_model(fold_constants(openvino.Core().read_model(source)), path, compress_to_fp16=False)
+    openvino.save_model(fold_constants(openvino_core().read_model(source)), path, compress_to_fp16=False)
 
 
 def _load_onnx(path: Path, threads: int, options: Options) -> Runner:
@@ -240,7 +253,7 @@ def openvino_model(
         options: settings; where they do not say otherwise, it is made for the latency of one image, in float32.
         input_shape: ``(N, C, H, W)`` in place of the model's own.
     """
-    core = require("openvino", "running OpenVINO models").Core()
+    core = openvino_core()
     network = core.read_model(model if isinstance(model, bytes) else str(model))
     if input_shape is not None:
         network.reshape(list(input_shape))
@@ -255,8 +268,7 @@ def _load_all_openvino(path: Path, threads: int, options: Options) -> Network:
 
 def openvino_has_bfloat16() -> bool:
     """Whether OpenVINO computes in bfloat16 on this CPU when it is asked to."""
-    openvino = require("openvino", "asking what OpenVINO can do here")
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def _to_torch_export(model: nn.Module, example: Tensor, path: Path, dynamic_batch: bool = False) -> None:

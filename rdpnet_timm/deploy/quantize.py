@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..extras import quiet, require
 from ..measure.machine import has_vnni
 from .edge import quantize_executorch, quantize_litert
-from .formats import fold_constants, to_onnx, to_openvino
+from .formats import fold_constants, openvino_core, to_onnx, to_openvino
 
 __all__ = ["QUANTIZERS", "quantize_onnx", "quantize_openvino"]
 
@@ -93,7 +93,7 @@ def quantize_openvino(
     ranges = nncf.quantization.range_estimator.RangeEstimatorParametersSet
     reduced = not has_vnni() if reduce_range is None else reduce_range
     with quiet():
-        model = fold_constants(openvino.Core().read_model(source))
+        model = fold_constants(openvino_core().read_model(source))
         quantized = nncf.quantize(
             model,
             nncf.Dataset(list(_one_by_one(images))),
