@@ -1,6 +1,7 @@
 """Whole detectors and segmentors in ONNX Runtime and OpenVINO find what OpenMMLab finds, or are not written."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -388,6 +389,8 @@ def test_mmdets_own_inferencer_takes_config_and_checkpoint_and_gives_the_deploy_
 
 def test_whole_networks_are_put_beside_pytorch(detector, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("VOCDEVKIT", str(make_sample_voc(tmp_path, images=45)))
+    # a process forked beside the runtimes' threads may never end
+    monkeypatch.setattr(os, "fork", lambda: pytest.fail("a process was forked"))
     arguments = ["bench", "whole-networks", str(DETECTOR), "--checkpoint", detector[1], "--pictures", "2"]
     arguments += ["--rounds", "1", "-o", str(tmp_path / "rows.json"), str(detector[0] / "cells.onnx")]
     assert main(arguments) == 0
