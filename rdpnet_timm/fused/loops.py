@@ -177,27 +177,29 @@ def channel_sums(start: int, stop: int, part: int, x: Any, totals: Any) -> None:
 @compiled
 def patches(start: int, stop: int, part: int, x: Any, stride: int, out: Any) -> None:
     """The 3x3 patches of ``x``, zero outside the map: ``out`` is ``(N, rows, columns, 9 C or more)``, then zeros."""
-    _, height, width, channels = x.shape
-    rows = out.shape[1]
+    _, _, width, channels = x.shape
     padded = np.zeros((3, width + 2, channels), x.dtype)
     for n in range(start, stop):
-        for y in range(rows):
-            for i in range(3):
-                h = y * stride + i - 1
-                inside = h >= 0 and h < height
-                for w in range(width):
-                    for c in range(channels):
-                        padded[i, w + 1, c] = x[n, h, w, c] if inside else x.dtype.type(0)
+        for y in range(out.shape[1]):
             if channels == 3:  # a number that the compiler knows: the values of a colour image are copied without loops
-                _patch_row(padded, 3, stride, out[n, y])
+                _patch_row(x[n], y * stride, 3, stride, padded, out[n, y])
             else:
-                _patch_row(padded, channels, stride, out[n, y])
+                _patch_row(x[n], y * stride, channels, stride, padded, out[n, y])
 
 
 @compiled
-def _patch_row(padded: Any, channels: int, stride: int, out: Any) -> None:
-    """A row of patches from three rows of the map with a border."""
+def _patch_row(image: Any, h: int, channels: int, stride: int, padded: Any, out: Any) -> None:
+    """The patches around row ``h`` of ``image``, by way of ``padded``, which is this row and its neighbours."""
+    height, width, _ = image.shape
     columns, depth = out.shape
+    for i in range(3):
+        y = h + i - 1
+        if y >= 0 and y < height:
+            for w in range(width):
+                for c in range(channels):
+                    padded[i, w + 1, c] = image[y, w, c]
+        else:
+            padded[i] = 0
     for w in range(columns):
         for i in range(3):
             for j in range(3):
