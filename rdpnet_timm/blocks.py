@@ -26,7 +26,10 @@ from .reparam import (
     shuffle_permutation,
 )
 
-__all__ = ["ChannelShuffle", "DepthBlock", "PointBlock", "RDPModule", "RepVGGBlock", "Reparameterizable", "set_fused"]
+__all__ = [
+    "ChannelShuffle", "DepthBlock", "PointBlock", "RDPModule", "RepVGGBlock", "Reparameterizable", "SlicedConv2d",
+    "set_fused",
+]  # fmt: skip
 
 NormLayer = Callable[..., nn.Module]
 
@@ -99,7 +102,7 @@ class _ConvNorm(nn.Sequential):
         super().__init__(OrderedDict(conv=conv, norm=norm))
 
 
-class _SlicedConv2d(nn.Conv2d):
+class SlicedConv2d(nn.Conv2d):
     """A strided 1x1 convolution that slices its input and takes a stride of 1: the same numbers.
 
     torch's own crashes the process in the backward pass on a CPU where the input is in channels_last and has fewer
@@ -144,7 +147,7 @@ class _MultiBranchBlock(Reparameterizable):
 
         def conv(size: int, bias: bool) -> nn.Conv2d:
             slices = size == 1 and stride > 1 and in_channels < 16  # with more channels slicing costs time
-            conv_class = _SlicedConv2d if slices else nn.Conv2d
+            conv_class = SlicedConv2d if slices else nn.Conv2d
             return conv_class(
                 in_channels,
                 out_channels,
@@ -223,7 +226,7 @@ class _MultiBranchBlock(Reparameterizable):
         convs, norms = self.parts()
         if not set(self._fused_branches) <= set(self.branches):  # some were removed
             return False
-        if any(type(conv) not in (nn.Conv2d, _SlicedConv2d) for conv in convs):
+        if any(type(conv) not in (nn.Conv2d, SlicedConv2d) for conv in convs):
             return False
         others = [branch for branch in self.branches.values() if isinstance(branch, _ConvNorm)]
         if not conditions.will_fuse(x, convs, norms, [*others, self.act]):

@@ -343,6 +343,17 @@ def test_single_branches_leave_the_convolutions_of_the_deploy_form():
     assert sum(isinstance(module, nn.BatchNorm2d) for module in single.modules()) == 41
 
 
+def test_mobileone_at_224_is_itself_without_the_convolutions_that_crash():
+    ours, x = training.entries(training.Setting(1.0, (3, 224, 224), 16))[-1].build(), torch.randn(2, 3, 64, 64)
+    theirs = peers.timm_model("mobileone_s0")
+    theirs.load_state_dict(ours.state_dict())
+    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
+    strided = [module for module in ours.modules() if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)]
+    assert all(
+        type(module) is not nn.Conv2d for module in strided if module.in_channels < 16 and module.stride > (1, 1)
+    )
+
+
 def test_settings_of_training_are_selected_by_width_size_and_batch():
     assert training.select() == training.SETTINGS
     assert training.select([0.25], [32], [128]) == (training.Setting(0.25, (3, 32, 32), 128),)

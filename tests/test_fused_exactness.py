@@ -213,15 +213,19 @@ def test_products_of_bfloat16_maps_are_summed_as_those_of_float32(shape, channel
         pytest.skip("for a CPU with AVX512_BF16")
     n, height, width = shape
     a, b = (torch.randn(n, height, width, c).bfloat16().permute(0, 3, 1, 2) for c in channels)
-    for other in (a, b):
-        expected = products.rows(a).double().t() @ products.rows(other).double()
-        actual = torch.from_numpy(products.outer_sums(a, other))
-        difference = actual - expected
-        assert (difference.triu() if other is a else difference).abs().max() < 1e-4 * expected.abs().max()
+    matrices = [products.rows(x).double() for x in (a, b)]
+    gram, sums = map(torch.from_numpy, products.moments(a))
+    outer = torch.from_numpy(products.outer_sums(a, b))
+    for actual, expected in (
+        (gram.triu(), (matrices[0].t() @ matrices[0]).triu()),
+        (sums, matrices[0].sum(0)),
+        (outer, matrices[0].t() @ matrices[1]),
+    ):
+        assert (actual - expected).abs().max() < 1e-4 * expected.abs().max()
     weights = [torch.randn(c, 48).bfloat16().float() for c in channels]
     bias = torch.randn(48)
     out = products.rows(products.pointwise((a, b), weights, bias))
-    expected = bias + sum(products.rows(x).double() @ weight.double() for x, weight in zip((a, b), weights))
+    expected = bias + sum(x @ weight.double() for x, weight in zip(matrices, weights))
     assert out.dtype == torch.bfloat16
     assert ((out - expected).abs() <= 0.005 * expected.abs() + 1e-4).all()  # half of the last of bfloat16's eight bits
 

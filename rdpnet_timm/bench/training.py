@@ -11,6 +11,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from ..allocator import keep_freed_memory
+from ..blocks import SlicedConv2d
 from ..measure.size import count
 from . import peers
 from .backends import pin_threads
@@ -78,7 +79,12 @@ def entries(setting: Setting) -> List[Entry]:
 
     def mobileone() -> nn.Module:
         model = peers.timm_model("mobileone_s0")
-        return peers.cifar_form(model) if is_small else model
+        if is_small:
+            return peers.cifar_form(model)
+        for module in model.modules():  # torch's own end the process in channels_last, see SlicedConv2d
+            if type(module) is nn.Conv2d and module.kernel_size == (1, 1) and module.in_channels < 16:
+                module.__class__ = SlicedConv2d
+        return model
 
     name = f"RDPNet-{setting.width}x"
     found = [

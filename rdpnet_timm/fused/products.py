@@ -5,17 +5,17 @@ they add, shift and clip in the pass that multiplies, and take 0.6 to 0.95 of th
 EPYC, Zen 4, maps out of the cache; the less, the fewer the channels). Elsewhere they are torch's.
 """
 
-from typing import Sequence
+from typing import Sequence, Tuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from . import vector_loops
+from . import loops, vector_loops
 from .lanes import REGISTER
 from .threads import over_parts
 
-__all__ = ["array", "fills_registers", "outer_sums", "pointwise", "rows"]
+__all__ = ["array", "fills_registers", "moments", "outer_sums", "pointwise", "rows"]
 
 BLOCK = 1024  # positions that torch.bmm sums in the maps' own dtype; over all of M that would cost digits
 
@@ -36,15 +36,33 @@ def fills_registers(channels: int, dtype: torch.dtype) -> bool:
     return channels * max(dtype.itemsize, 4) % REGISTER == 0
 
 
+def moments(x: Tensor) -> Tuple[np.ndarray, np.ndarray]:
+    """``x^T x``, ``(C, C)``, of which the upper triangle is there at least, and the sums of ``x``, in float64."""
+    channels = x.shape[1]
+    if channels % 4 == 0 and fills_registers(channels, x.dtype):
+        totals = _outer_loops(x, x, channels + 1)
+        return totals[:channels], totals[channels]
+    totals = np.zeros((torch.get_num_threads(), channels))
+    over_parts(loops.channel_sums, len(x), array(x), totals)
+    return _outer_blocks(x, x), totals.sum(0)
+
+
 def outer_sums(a: Tensor, b: Tensor) -> np.ndarray:
-    """``a^T b``, ``(C_a, C_b)`` in float64; of ``a`` with itself the upper triangle at least."""
-    channels_a, channels_b = a.shape[1], b.shape[1]
-    if channels_a % 4 == 0 and fills_registers(channels_b, b.dtype):
-        totals = np.zeros((torch.get_num_threads(), channels_a, channels_b))
-        pairs = b.dtype == torch.bfloat16
-        sums = vector_loops.outer_sums_of_pairs if pairs else vector_loops.outer_sums
-        over_parts(sums, len(a), array(a), array(b), a is b, totals)
-        return totals.sum(0)
+    """``a^T b``, ``(C_a, C_b)`` in float64."""
+    if a.shape[1] % 4 == 0 and fills_registers(b.shape[1], b.dtype):
+        return _outer_loops(a, b, a.shape[1])
+    return _outer_blocks(a, b)
+
+
+def _outer_loops(a: Tensor, b: Tensor, count: int) -> np.ndarray:
+    """``count`` rows of :func:`.vector_loops.outer_sums`: the last is that of sums, where ``a`` has fewer channels."""
+    totals = np.zeros((torch.get_num_threads(), count, b.shape[1]))
+    sums = vector_loops.outer_sums_of_pairs if b.dtype == torch.bfloat16 else vector_loops.outer_sums
+    over_parts(sums, len(a), array(a), array(b), count > a.shape[1], totals)
+    return totals.sum(0)
+
+
+def _outer_blocks(a: Tensor, b: Tensor) -> np.ndarray:
     a, b = rows(a), rows(b)
     whole = len(a) // BLOCK * BLOCK
     total = torch.mm(a[whole:].t(), b[whole:]).double()

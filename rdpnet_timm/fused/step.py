@@ -193,13 +193,10 @@ class _PointState:
     """What a Point-Block keeps for its backward pass besides maps: small matrices, float64 where per channel."""
 
     def __init__(self, x: Tensor, weights: Tensor, gammas: Any, betas: Any, eps: Any) -> None:
-        n, channels, height, width = x.shape
+        n, _, height, width = x.shape
         self.count = n * height * width
         self.weights = weights
-        totals = _totals(channels)
-        over_parts(_passes(x).channel_sums, n, array(x), totals)
-        gram = products.outer_sums(x, x)
-        self.mean, covariance = formulas.covariance(gram, totals.sum(0), self.count, weights.numpy())
+        self.mean, covariance = formulas.covariance(*products.moments(x), self.count, weights.numpy())
         self.products = weights @ torch.from_numpy(covariance)
         kernel, bias, self.statistics, self.state = formulas.point_kernel(
             weights.numpy(), self.products.numpy(), self.mean, _arrays(gammas), _arrays(betas), eps

@@ -33,7 +33,6 @@ BLOCK = 256  # positions whose products are summed in the maps' own dtype, and w
 TILE = 6  # positions that :func:`pointwise` works on at once
 
 __all__ = [
-    "channel_sums",
     "depth_backward",
     "depth_backward_sums",
     "depth_output",
@@ -334,28 +333,30 @@ def masked_gradient(start: int, stop: int, part: int, gradient: Any, out: Any, m
 
 
 @compiled
-def channel_sums(start: int, stop: int, part: int, x: Any, totals: Any) -> None:
-    """Sums of ``x``, see :func:`.loops.channel_sums`."""
-    _, rows, columns, channels = x.shape
-    for line in range(start * rows, stop * rows):
-        for c in range(0, channels, lane_count(x)):
-            i = line * columns * channels + c
-            s = zero(x)
-            for o in range(i, i + columns * channels, channels):
-                s = s + load(x, o)
-            accumulate(totals, part * channels + c, s)
-
-
-@compiled
 def outer_sums(start: int, stop: int, part: int, a: Any, b: Any, is_symmetric: bool, totals: Any) -> None:
-    """Sums of a b^T over positions in ``totals`` ``(parts, C_a, C_b)``, of a symmetric one the upper triangle.
+    """Sums of a b^T over positions in ``totals`` ``(parts, C_a, C_b)``.
 
+    Of a symmetric one the upper triangle, and in a row behind it, of ``(parts, C_a + 1, C_b)``, the sums of b.
     C_a is a multiple of 4 and C_b one of a register.
     """
     _, rows, columns, height = a.shape
     last = stop * rows * columns
     for first in range(start * rows * columns, last, BLOCK):
-        _add_outer(part, first, min(first + BLOCK, last), height, b.shape[3], a, b, is_symmetric, totals)
+        stop_at = min(first + BLOCK, last)
+        _add_outer(part, first, stop_at, height, b.shape[3], a, b, is_symmetric, totals)
+        if is_symmetric:
+            _add_sums(part, first, stop_at, b, totals)
+
+
+@compiled
+def _add_sums(part: int, first: int, last: int, x: Any, totals: Any) -> None:
+    """Add the sums of positions ``first`` to ``last`` to the last row of ``totals``."""
+    channels = x.shape[3]
+    for c in range(0, channels, lane_count(x)):
+        s = zero(x)
+        for position in range(first, last):
+            s = s + load(x, position * channels + c)
+        accumulate(totals, ((part + 1) * totals.shape[1] - 1) * channels + c, s)
 
 
 @compiled
@@ -371,6 +372,8 @@ def outer_sums_of_pairs(start: int, stop: int, part: int, a: Any, b: Any, is_sym
             _pair_positions(first, stop_at, width, b, to_b)
         count = (stop_at - first + 1) // 2
         _add_outer(part, 0, count, height, width, to_a, to_a if is_symmetric else to_b, is_symmetric, totals)
+        if is_symmetric:
+            _add_sums(part, first, stop_at, b, totals)
 
 
 @compiled
@@ -419,7 +422,7 @@ def _add_outer(
                 s2, t2 = add_product(s2, y, u), add_product(t2, y, v)
                 y = broadcast(a, position * height + r + 3)
                 s3, t3 = add_product(s3, y, u), add_product(t3, y, v)
-            i = (part * height + r) * width + c
+            i = (part * totals.shape[1] + r) * width + c
             accumulate(totals, i, s0)
             accumulate(totals, i + width, s1)
             accumulate(totals, i + 2 * width, s2)
