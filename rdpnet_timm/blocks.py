@@ -224,7 +224,7 @@ class _MultiBranchBlock(Reparameterizable):
         if not (self.training and self.fused) or self.branches is None:
             return False
         convs, norms = self.parts()
-        if not set(self._fused_branches) <= set(self.branches):  # some were removed
+        if not all(name in self.branches for name in self._fused_branches):  # some were removed
             return False
         if any(type(conv) not in (nn.Conv2d, SlicedConv2d) for conv in convs):
             return False

@@ -1,6 +1,7 @@
 """INT8 by format: each runtime's own quantiser, NNCF for OpenVINO; weights by channel in all."""
 
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, Optional, Sequence, Tuple, Union
 
@@ -69,6 +70,16 @@ def quantize_onnx(
         )
 
 
+@contextmanager
+def _one_core(openvino: Any) -> Iterator[None]:
+    """Give NNCF, which makes OpenVINO cores by the dozen, the one that this process has; why: :func:`openvino_core`."""
+    own, openvino.Core = openvino.Core, openvino_core
+    try:
+        yield
+    finally:
+        openvino.Core = own
+
+
 def quantize_openvino(
     source: Path,
     target: Path,
@@ -92,7 +103,7 @@ def quantize_openvino(
     nncf = require("nncf", "INT8 in OpenVINO")
     ranges = nncf.quantization.range_estimator.RangeEstimatorParametersSet
     reduced = not has_vnni() if reduce_range is None else reduce_range
-    with quiet():
+    with quiet(), _one_core(openvino):
         model = fold_constants(openvino_core().read_model(source))
         quantized = nncf.quantize(
             model,

@@ -96,7 +96,10 @@ def state_dict_of(content: Any, use_ema: bool = True) -> Dict[str, Tensor]:
         content = next((content[key] for key in keys if isinstance(content.get(key), dict)), content)
     if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
         raise ValueError("expected a state dict, a mapping of names to tensors; there is none")
-    return clean_state_dict({name: value for name, value in content.items() if isinstance(value, Tensor)})
+    weights = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    for _ in ("module.", "_orig_mod."):  # of several prefixes timm before 1.0.31 removes one at a time
+        weights = clean_state_dict(weights)
+    return weights
 
 
 def _read_safetensors(path: Path) -> Any:
