@@ -160,6 +160,9 @@ def test_script_trace_fx_and_export_of_a_module_in_training_see_its_branches(ste
     assert not steps.taken
 
 
+@pytest.mark.skipif(
+    not hasattr(torch.compiler, "is_exporting"), reason="torch 2.5 does not say whether it exports: one graph, unfused"
+)
 def test_a_compiled_network_takes_the_fused_step_outside_of_its_graphs(steps):
     model = excited(nn.Sequential(RepVGGBlock(3, 16), nn.Sequential(RDPModule(16, 8, 2), RDPModule(8, 8)))).double()
     eager, x, gradient = copy.deepcopy(model), torch.randn(4, 3, 32, 32).double(), torch.randn(4, 8, 8, 8).double()
