@@ -10,6 +10,7 @@ import timm
 import torch
 from huggingface_hub import HfApi
 from huggingface_hub.utils import EntryNotFoundError
+from packaging.version import Version
 from timm.models import save_for_hf
 
 from rdpnet_timm import reparameterize, weights
@@ -36,8 +37,10 @@ def test_a_saved_model_comes_back_with_its_form_and_its_classes(form: str, tmp_p
 
 
 def test_another_width_with_other_arguments_comes_back(tmp_path: Path) -> None:
-    args = dict(shuffle_groups=0, pointwise_identity=True, in_chans=1)
-    model = timm.create_model("rdpnet_050", num_classes=5, **args)
+    args = dict(shuffle_groups=0, pointwise_identity=True)
+    model = timm.create_model("rdpnet_050", num_classes=5, in_chans=1, **args)
+    if Version(timm.__version__) < Version("1.0.31"):  # an older timm does not record it by itself
+        args["in_chans"] = 1
     save_for_hf(model, str(tmp_path), model_args=args, safe_serialization=True)
     again = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
     x = torch.randn(1, 1, 64, 64)

@@ -72,7 +72,7 @@ def quantize_onnx(
 
 @contextmanager
 def _one_core(openvino: Any) -> Iterator[None]:
-    """Give NNCF, which makes OpenVINO cores by the dozen, the one that this process has; why: :func:`openvino_core`."""
+    """Give NNCF, which makes OpenVINO cores of its own, the one that this process has; why: :func:`openvino_core`."""
     own, openvino.Core = openvino.Core, openvino_core
     try:
         yield

@@ -97,7 +97,7 @@ def state_dict_of(content: Any, use_ema: bool = True) -> Dict[str, Tensor]:
     if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
         raise ValueError("expected a state dict, a mapping of names to tensors; there is none")
     weights = {name: value for name, value in content.items() if isinstance(value, Tensor)}
-    for _ in ("module.", "_orig_mod."):  # of several prefixes timm before 1.0.31 removes one at a time
+    for _ in ("module.", "_orig_mod."):  # of several prefixes timm 1.0.27 removes one a call
         weights = clean_state_dict(weights)
     return weights
 
