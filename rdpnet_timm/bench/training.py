@@ -12,6 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from ..allocator import keep_freed_memory
 from ..blocks import SlicedConv2d
+from ..measure.machine import has_bfloat16
 from ..measure.size import count
 from . import peers
 from .backends import pin_threads
@@ -142,8 +143,7 @@ def peak_memory(step: Callable[[], object], device: str = "cpu") -> int:
 
 def _precisions(device: str) -> List[torch.dtype]:
     """float32, and bfloat16 where the processor multiplies in it."""
-    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    knows = device == "cuda" or any(getattr(torch.cpu, name, lambda: False)() for name in names)
+    knows = device == "cuda" or has_bfloat16()
     return [torch.float32, torch.bfloat16] if knows else [torch.float32]
 
 
