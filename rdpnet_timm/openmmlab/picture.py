@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Picture", "Resize", "Unsupported", "picture_transforms"]
+__all__ = ["Picture", "Resize", "Unsupported", "picture_transforms", "resized"]
 
 
 class Unsupported(ValueError):
@@ -101,7 +101,7 @@ class Picture(nn.Module):
         """The network's picture, the size ``(H, W)`` of the one given, and its size before padding; both int64."""
         given = torch.stack([torch.as_tensor(length, dtype=torch.int64) for length in image.shape[:2]])
         size = self._resized(given)
-        x = image.float() if self.resize is None else _resized(image, given, size)
+        x = image.float() if self.resize is None else resized(image, given, size)
         x = x.permute(2, 0, 1)[None]
         if not self.rgb:
             x = x[:, [2, 1, 0]]
@@ -128,12 +128,13 @@ class Picture(nn.Module):
         return torch.maximum(padded, size.new_tensor(self.least))
 
 
-def _resized(image: Tensor, given: Tensor, size: Tensor) -> Tensor:
+def resized(image: Tensor, given: Tensor, size: Tensor) -> Tensor:
     """A picture ``(H, W, C)`` of whole values at another size, as OpenCV's ``resize`` computes it for uint8, float.
 
     Bilinear, centres at halves, no antialiasing; the weights are whole 2048ths, and the sums are cut off where OpenCV
     cuts them off: a detector near its threshold sees the difference of one grey level that rounding otherwise makes.
-    Every intermediate value is whole, and all but one product are below 2^24, so float32 holds them.
+    Every intermediate value is whole, and all but one product are below 2^24, so float32 holds them; that one costs a
+    grey level in half a million values.
     """
     (top, bottom, upper, lower), (left, right, nearer, farther) = (_taps(given[i], size[i]) for i in range(2))
     nearer, farther = nearer[:, None], farther[:, None]
@@ -148,15 +149,18 @@ def _resized(image: Tensor, given: Tensor, size: Tensor) -> Tensor:
 
 
 def _taps(given: Tensor, size: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of each of ``size`` pixels in a row the two of ``given`` that it lies between, and their weights in 2048ths."""
-    scale = 1 / (size.double() / given.double())
-    place = (torch.arange(int(size) if not torch.jit.is_tracing() else size, dtype=torch.float64) + 0.5) * scale - 0.5
+    """Of each of ``size`` pixels in a row the two of ``given`` that it lies between, and their weights in 2048ths.
+
+    Pixel i lies at ``(i + 1/2) given / size - 1/2``, rounded to float32 as OpenCV has it. There is no float64 on the
+    way: where a picture's size is fixed these are constants, and on such ones OpenVINO (2026.4) computes for ever.
+    """
+    count = size if torch.jit.is_tracing() else int(size)
+    place = ((2 * torch.arange(count) + 1) * given - size).float() / (2 * size).float()
     first = place.floor()
-    share = (place - first).float()
-    last = given.double() - 1
-    before, after = first.clamp(min=0), (first + 1).clamp(min=0)
-    places = (torch.minimum(each, last).long() for each in (before, after))
-    return (*places, torch.round((1 - share) * 2048), torch.round(share * 2048))
+    share = place - first
+    last = (given - 1).float()
+    before, after = (torch.minimum(each.clamp(min=0), last).long() for each in (first, first + 1))
+    return before, after, torch.round((1 - share) * 2048), torch.round(share * 2048)
 
 
 def _quotient(numerator: Tensor, denominator: Tensor) -> Tensor:

@@ -149,8 +149,9 @@ RECIPES = {
     ),
     # Digits have no mirror image.
     "digits": _DIGITS,
-    # a minute on two cores
-    "demo": replace(_DIGITS, epochs=6),
+    # A minute on two cores. Large shifts take longer than that to learn: with three pixels 304 to 323 of the 360 test
+    # pictures were right, by the seed, with one 336 to 345.
+    "demo": replace(_DIGITS, epochs=6, crop_padding=1),
 }
 
 
