@@ -7,6 +7,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+import torch
 
 from rdpnet_timm.bench import run, tables
 
@@ -17,6 +18,16 @@ PRECISION = {"table6": "float32", "table7": "int8"}  # one of two, or the tests 
 def only_whole(monkeypatch, name):
     """A table without its backbones, which other tests measure."""
     monkeypatch.setitem(tables.TABLES, name, replace(tables.TABLES[name], comparisons=()))
+
+
+def assert_finds_as_many_as_any_other(form):
+    """Of random weights, which alone would leave anything from 100 to 1000 proposals."""
+    network, logits = form.network, []
+    network.bbox_head.fc_cls.register_forward_hook(lambda module, inputs, output: logits.append(output))
+    with torch.no_grad():
+        network(form.x)
+    assert len(logits[0]) == network.rpn_cfg.max_per_img == 1000
+    assert (logits[0].softmax(1)[:, :-1] > network.score_threshold).sum() == 300
 
 
 @pytest.mark.slow
@@ -46,6 +57,8 @@ def test_a_quick_run_measures_whole_networks_in_both_runtimes(name, tmp_path, mo
     assert {row["network"] for row in rows} == {"MobileNetV3-large-0.35x", "RDPNet-0.75x"}
     assert set(traced) == {"RDPNet", "TimmBackbone"}
     for form in traced.values():
+        if name == "table6":
+            assert_finds_as_many_as_any_other(form)
         graph = onnx.load_from_string(form.onnx).graph
         assert tuple(output.name for output in graph.output) == ENDS[name]
         assert not any(node.op_type == "BatchNormalization" for node in graph.node)

@@ -333,8 +333,8 @@ TABLES: Dict[str, Table] = {
             _groups(lambda name: _trunk(name, DETECTOR_SIZE), *_DETECTORS, ": backbones, 608x800"),
             _BOTH,
             note="A VOC picture of 500x375 is 608x800 at the detector's scale (1000, 600), padded to a multiple of 32. "
-            "A backbone is everything in front of the classifier's pooling." + _WHOLE_NOTE + " A detector of random "
-            "weights finds as many boxes as its config allows (1000 proposals, 100 boxes).",
+            "A backbone is everything in front of the classifier's pooling." + _WHOLE_NOTE + " Every detector is "
+            "brought to as many boxes: 1000 proposals, 300 candidates above the threshold.",
             whole=_groups(partial(_whole, "faster_rcnn"), *_DETECTORS, ": whole Faster R-CNN"),
         ),
         Table(

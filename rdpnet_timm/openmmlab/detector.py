@@ -26,11 +26,16 @@ class Detector(nn.Module):
         resize: that of the test pipeline.
         score_threshold: boxes at or below it are left out; by default the config's.
 
+    Attributes:
+        fills_proposals: make up the number of proposals that the config allows from those that were suppressed; to time
+            networks of random weights, which would else leave different numbers of them.
+
     Raises:
         Unsupported: another kind of detector, or a part that is none of Faster R-CNN's.
     """
 
     outputs = ("boxes", "scores", "labels")
+    fills_proposals = False
 
     def __init__(self, model: Any, resize: Optional[Resize], score_threshold: Optional[float] = None) -> None:
         super().__init__()
@@ -76,8 +81,8 @@ class Detector(nn.Module):
             good = good & (all_boxes[:, 2:] - all_boxes[:, :2] > smallest).all(1)
         good = good.nonzero().squeeze(1)
         all_boxes, all_scores, all_levels = all_boxes[good], all_scores[good], all_levels[good]
-        kept = _suppressed(all_boxes, all_scores, all_levels, config.nms, size)
-        return all_boxes[kept[: config.max_per_img]]
+        kept = all_boxes[_suppressed(all_boxes, all_scores, all_levels, config.nms, size)]
+        return (torch.cat([kept, all_boxes]) if self.fills_proposals else kept)[: config.max_per_img]
 
     def _anchors(self, level: int, map_: Tensor) -> Tensor:
         """Anchors ``(h * w * A, 4)`` of a map ``(1, C, h, w)``."""
