@@ -6,8 +6,9 @@ a batch of about 10, segmentation at 512) then spends up to half of its time in 
 
 import ctypes
 import os
+import sys
 
-__all__ = ["keep_freed_memory"]
+__all__ = ["keep_freed_memory", "peak_memory"]
 
 # the numbers of these settings in glibc's malloc.h; M_ARENA_MAX and the rest stay as they are
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
@@ -18,7 +19,8 @@ TOP_PAD = 64 << 20  # bytes by which the heap grows at a time
 def keep_freed_memory() -> bool:
     """Keep freed memory in the process, for the next tensor, rather than give it back to the kernel.
 
-    The process then holds, until it ends, about as much as it has needed at its peak. Nothing happens, without a word,
+    The process then holds, until it ends, about as much as it has needed at its peak, and up to a third more, for what
+    is kept lies in pieces. Nothing happens, without a word,
     where the C library is not glibc, or where the environment variable ``RDPNET_MALLOPT`` is 0.
 
     Returns:
@@ -35,3 +37,13 @@ def keep_freed_memory() -> bool:
     settings = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, LARGEST), (M_TOP_PAD, TOP_PAD))
     accepted = [mallopt(setting, value) == 1 for setting, value in settings]  # every one is set, whatever came before
     return all(accepted)
+
+
+def peak_memory() -> int:
+    """Bytes of memory that this process has held at most; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from rdpnet_timm.allocator import keep_freed_memory
+from rdpnet_timm.allocator import keep_freed_memory, peak_memory
 
 SIZE = 64 << 20  # bytes of a tensor, above glibc's 32 MB
 MEMORY = f"""
@@ -53,3 +53,12 @@ def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch, error:
 
     monkeypatch.setattr(ctypes, "CDLL", no_library)
     assert keep_freed_memory() is False
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not say")
+def test_the_peak_is_at_least_what_is_held_and_stays() -> None:
+    held = bytearray(os.urandom(1 << 20)) * 64  # pages that are written
+    peak = peak_memory()
+    assert peak >= len(held)
+    del held
+    assert peak_memory() >= peak

@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import List
 
 import pytest
 import torch
@@ -132,16 +134,27 @@ def test_a_config_of_ones_own_starts_from_one_of_the_package(tmp_path: Path) -> 
     assert result.stdout.strip() == "0.75", result.stderr
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_training_on_a_cpu_keeps_freed_memory(device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("device", "room", "expected"),
+    [("cpu", 4.0, ["trained", "kept"]), ("cpu", 1.4, ["trained", "goes back"]), ("cuda", 4.0, ["trained"])],
+)
+def test_training_on_a_cpu_keeps_freed_memory_where_there_is_room(
+    device: str, room: float, expected: List[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from rdpnet_timm.openmmlab import runner as module
 
-    calls = []
+    calls: List[str] = []
     monkeypatch.setenv("VOCDEVKIT", str(make_sample_voc(tmp_path, images=45)))
     monkeypatch.setattr(module, "keep_freed_memory", lambda: calls.append("kept"))
+    monkeypatch.setattr(module, "peak_memory", lambda: 1000)
+    monkeypatch.setattr(module, "memory", lambda: room * 1000)
     monkeypatch.setattr(module, "get_device", lambda: device)
     monkeypatch.setattr(Runner, "train", lambda runner: calls.append("trained"))
     runner = object.__new__(DataCheckingRunner)
     runner.cfg = Config.fromfile(FOLDER / "demo/deeplabv3plus_rdpnet075_sample.py")
+    runner._hooks = []
+    runner.logger = SimpleNamespace(info=lambda text: calls.append(" ".join(text.split()[2:4])))
     runner.train()
-    assert calls == (["kept", "trained"] if device == "cpu" else ["trained"])
+    for step in range(2):
+        runner.call_hook("after_train_iter", batch_idx=step)
+    assert calls == expected

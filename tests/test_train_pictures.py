@@ -62,7 +62,7 @@ def test_what_is_wrong_with_a_folder_is_said(folder):
 
 
 def test_more_than_fits_is_refused_before_it_is_read(folder, monkeypatch):
-    monkeypatch.setattr(data, "_memory", lambda: 2**20)
+    monkeypatch.setattr(data, "memory", lambda: 2**20)
     with pytest.raises(ValueError, match=r"24 pictures of 224x224.*timm's train\.py"):
         read_data(str(folder), (224, 224))
 

@@ -3,13 +3,14 @@
 import os
 import platform
 import sys
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Dict, FrozenSet
 
 import torch
 
-__all__ = ["cores", "cpu_flags", "describe", "has_bfloat16", "has_vnni", "require_threads"]
+__all__ = ["cores", "cpu_flags", "describe", "has_bfloat16", "has_vnni", "memory", "require_threads"]
 
 _PACKAGES = (
     "rdpnet-timm", "torch", "torchvision", "timm", "onnx", "onnxruntime", "openvino", "executorch", "ai-edge-litert",
@@ -61,6 +62,18 @@ def _version(package: str) -> str:
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory() -> int:
+    """Bytes of memory for this process: the machine's, or a container's limit; very many where neither is told."""
+    try:
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # no POSIX
+        there = 1 << 62
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):  # not there, or "max"
+            there = min(there, int(Path(limit).read_text()))
+    return there
 
 
 def require_threads(*threads: int) -> None:

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, List, Optional, Sequence, Tuple, Union
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from ..deploy.calibration import SUFFIXES, decode
 from ..extras import require
+from ..measure.machine import memory
 from ..progress import counted
 from .recipe import Recipe
 
@@ -197,7 +197,7 @@ def _read_pictures(folder: Path, size: Tuple[int, int]) -> Images:
     ]
     if not paths:
         raise ValueError(f"no pictures in '{folder}': expected CLASS/NAME with one of {', '.join(SUFFIXES)}")
-    needed, there = len(paths) * size[0] * size[1] * 3, _memory()
+    needed, there = len(paths) * size[0] * size[1] * 3, memory()
     if needed > there / 2:
         raise ValueError(
             f"{len(paths)} pictures of {size[1]}x{size[0]} in '{folder}' need {needed / 2**30:.1f} GiB of this "
@@ -209,14 +209,6 @@ def _read_pictures(folder: Path, size: Tuple[int, int]) -> Images:
         picture = decode(path.read_bytes(), f"'{path}'")
         pixels[row] = np.asarray(ImageOps.fit(picture, size[::-1], Image.Resampling.BICUBIC))
     return _images(pixels, [label for _, label in paths], tuple(classes), f"'{folder}'")
-
-
-def _memory() -> int:
-    """Bytes of this machine's memory; very many where it does not say."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):  # no POSIX
-        return 1 << 62
 
 
 def _read_digits() -> Tuple[Images, Images]:
