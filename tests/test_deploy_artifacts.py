@@ -23,6 +23,7 @@ from rdpnet_timm.cli import main
 from rdpnet_timm.deploy import Calibration, NotStraight, export
 from rdpnet_timm.deploy.calibration import Preprocessing
 from rdpnet_timm.deploy.formats import known_format, openvino_core
+from rdpnet_timm.deploy.quantize import quantize_openvino
 from rdpnet_timm.measure.difference import randomize_norms
 
 SIZE = (3, 16, 16)
@@ -350,6 +351,18 @@ def test_weights_have_7_bits_where_8_overflow(reduce_range, limit, model, pixels
     weights = [value for name, value in values.items() if name.endswith("weight_quantized")]
     assert len(weights) == 42 and max(np.abs(value.astype(int)).max() for value in weights) == limit
     assert json.loads(Path(f"{int8.path}.json").read_text())["quantization"]["reduced_range"] is reduce_range
+
+
+def test_quantising_makes_no_openvino_core_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One for the process, or a signal may end it; see :func:`rdpnet_timm.deploy.formats.openvino_core`."""
+    kind, image, path = known_format("openvino"), torch.rand(1, 3, 8, 8), tmp_path / "conv.xml"
+    kind.write(torch.nn.Conv2d(3, 2, 3).eval(), image, path, False)
+    cores: "list[None]" = []
+    core = openvino_core()
+    monkeypatch.setattr("openvino.Core", lambda: cores.append(None) or core)
+    quantize_openvino(path, tmp_path / "int8.xml", image.numpy())
+    assert "FakeQuantize" in (tmp_path / "int8.xml").read_text()
+    assert not cores
 
 
 def test_a_signal_with_a_handler_is_survived_after_several_openvino_models(tmp_path: Path) -> None:
