@@ -357,7 +357,7 @@ def test_quantising_makes_no_openvino_core_of_its_own(tmp_path: Path, monkeypatc
     """One for the process, or a signal may end it; see :func:`rdpnet_timm.deploy.formats.openvino_core`."""
     kind, image, path = known_format("openvino"), torch.rand(1, 3, 8, 8), tmp_path / "conv.xml"
     kind.write(torch.nn.Conv2d(3, 2, 3).eval(), image, path, False)
-    cores: "list[None]" = []
+    cores: list[None] = []
     core = openvino_core()
     monkeypatch.setattr("openvino.Core", lambda: cores.append(None) or core)
     quantize_openvino(path, tmp_path / "int8.xml", image.numpy())
