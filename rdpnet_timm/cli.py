@@ -330,9 +330,9 @@ def _table(args: argparse.Namespace) -> None:
             data = read_data(args.data, _image_size(run))
             run_table(args.number, output, args.seeds, options, run, data, args.jobs, args.model)
         except RuntimeError:
-            print(format_table(args.number, output, args.column))
+            print(format_table(args.number, output, args.column, args.model))
             raise
-    print(format_table(args.number, output, args.column))
+    print(format_table(args.number, output, args.column, args.model))
 
 
 def _add_predict(subcommands: Subcommands) -> None:

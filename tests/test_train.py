@@ -775,6 +775,18 @@ def test_the_ablations_can_be_those_of_another_width(tmp_path, monkeypatch):
     assert len({tuple(command[command.index("--model-args") :]) for command in commands}) == 4
 
 
+def test_a_table_of_another_width_stands_beside_the_papers_without_a_difference(tmp_path, capsys):
+    row = "no identity, no shuffle"
+    write_card(tmp_path, row, **card_of(row, 8, model="rdpnet_025_cifar", accuracy_deploy_form=60.0))
+    arguments = ["table", "8", "-o", str(tmp_path), "--column", "CIFAR-100 %", "--print"]
+    assert main([*arguments, "--model", "rdpnet_025_cifar"]) == 0
+    printed = capsys.readouterr().out
+    assert "| CIFAR-100 % | paper, rdpnet_100_cifar | ours |" in printed
+    assert "| no identity, no shuffle | 71.3 | 60.00 |  | 1 |  |" in printed
+    assert main(arguments) == 1
+    assert "model rdpnet_025_cifar rather than rdpnet_100_cifar" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -148,29 +148,42 @@ def _require_same(path: Path, expected: Dict[str, Any]) -> None:
         )
 
 
-def format_table(number: int, output: Path, column: str) -> str:
+def format_table(number: int, output: Path, column: str, model: Optional[str] = None) -> str:
     """A Markdown table of the paper's accuracies in ``column`` ('CIFAR-10 %') and the mean of those in ``output``.
+
+    Args:
+        number: 3 or 8.
+        output: the folder of the runs, see :func:`run_table`.
+        column: of the paper.
+        model: of all rows, see :func:`networks`; from that of the paper's no difference is taken.
 
     Raises:
         ValueError: the runs in ``output`` differ in more than network and seed, so that they make no table.
     """
-    paper = PAPER[f"table{number}"]
+    paper, rows = PAPER[f"table{number}"], networks(number, model)
+    is_papers = rows == TABLES[number]
+    theirs_of = "paper" if is_papers else f"paper, {next(iter(TABLES[number].values())).model}"
     common: Dict[str, Any] = {}
-    lines = [f"| {column} | paper | ours | spread | seeds | difference |", "|---|---|---|---|---|---|"]
-    for row in TABLES[number]:
+    lines = [f"| {column} | {theirs_of} | ours | spread | seeds | difference |", "|---|---|---|---|---|---|"]
+    for row in rows:
         theirs = paper.rows[row][paper.columns.index(column)] if column in paper.columns else None
         found = []
         for path in sorted(_folder(output, row, 0).parent.glob("seed*/weights.json")):
             card = json.loads(path.read_text())
-            settings = _settings({**card, **TABLES[number][row]._asdict()})
+            settings = _settings({**card, **rows[row]._asdict()})
             common = common or {name: value for name, value in settings.items() if name not in Network._fields}
-            _require_same(path, {**common, **TABLES[number][row]._asdict()})
+            _require_same(path, {**common, **rows[row]._asdict()})
             found.append(card["accuracy_deploy_form"])
         cells = [row, "" if theirs is None else f"{theirs:.1f}"]
         if found:
             mean = statistics.fmean(found)
             spread = f"±{statistics.stdev(found):.2f}" if len(found) > 1 else ""
-            cells += [f"{mean:.2f}", spread, str(len(found)), "" if theirs is None else f"{mean - theirs:+.2f}"]
+            cells += [
+                f"{mean:.2f}",
+                spread,
+                str(len(found)),
+                f"{mean - theirs:+.2f}" if is_papers and theirs is not None else "",
+            ]
         else:
             cells += ["not run", "", "0", ""]
         lines.append(f"| {' | '.join(cells)} |")
