@@ -178,12 +178,8 @@ def format_table(number: int, output: Path, column: str, model: Optional[str] = 
         if found:
             mean = statistics.fmean(found)
             spread = f"±{statistics.stdev(found):.2f}" if len(found) > 1 else ""
-            cells += [
-                f"{mean:.2f}",
-                spread,
-                str(len(found)),
-                f"{mean - theirs:+.2f}" if is_papers and theirs is not None else "",
-            ]
+            difference = f"{mean - theirs:+.2f}" if is_papers and theirs is not None else ""
+            cells += [f"{mean:.2f}", spread, str(len(found)), difference]
         else:
             cells += ["not run", "", "0", ""]
         lines.append(f"| {' | '.join(cells)} |")
