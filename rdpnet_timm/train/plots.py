@@ -32,9 +32,10 @@ def plot_history(history: Sequence[Dict[str, float]], path: Union[str, Path], ti
     plt = _pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8))
     epochs = [record["epoch"] for record in history]
+    lines = ("o-", "s-") if len(epochs) <= 50 else ("-", "-")  # marks would run into one another
     for axis, quantity in ((left, "loss"), (right, "accuracy")):
-        axis.plot(epochs, [record[f"train_{quantity}"] for record in history], "o-", label="training, augmented")
-        axis.plot(epochs, [record[f"test_{quantity}"] for record in history], "s-", label="test, deploy form")
+        axis.plot(epochs, [record[f"train_{quantity}"] for record in history], lines[0], label="training, augmented")
+        axis.plot(epochs, [record[f"test_{quantity}"] for record in history], lines[1], label="test, deploy form")
         axis.set_xlabel("epoch")
         axis.grid(alpha=0.3)
         axis.legend()
