@@ -2,6 +2,7 @@ import csv
 import importlib.util
 import json
 import random
+from pathlib import Path
 
 import pytest
 import timm
@@ -324,6 +325,14 @@ def test_who_sums_int8_products_in_16_bits(flags, limit, vnni, monkeypatch):
     if limit:
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
     assert machine.has_vnni() is vnni
+
+
+@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="needs Linux")
+@pytest.mark.parametrize(("limit", "expected"), [("max\n", None), ("1048576\n", 2**20)])
+def test_memory_is_the_machines_or_a_containers_limit(limit, expected, monkeypatch):
+    whole = int(Path("/proc/meminfo").read_text().split()[1]) * 1024  # MemTotal, in kB
+    monkeypatch.setattr(Path, "read_text", lambda path: limit)
+    assert machine.memory() == (expected or whole)
 
 
 @pytest.mark.slow
