@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .fused import conditions
+from .fused import conditions, inductor
 from .reparam import (
     Kernel,
     add_kernels,
@@ -189,6 +189,8 @@ class _MultiBranchBlock(Reparameterizable):
                 return self.eager_forward(x)
             if self.may_fuse(x):
                 return self.fused_forward(x)
+            if self.joins_graph(x):
+                return self.compiled_forward(x)
         outputs: List[Tensor] = []
         for branch in self.branches.values():  # TorchScript unrolls this loop, but no comprehension over modules
             outputs.append(branch(x))
@@ -210,6 +212,19 @@ class _MultiBranchBlock(Reparameterizable):
         if not (torch.compiler.is_dynamo_compiling() and self.training and self.fused) or self.branches is None:
             return False
         return conditions.leaves_graph(x, self.parts()[1])
+
+    @torch.jit.unused
+    def joins_graph(self, x: Tensor) -> bool:
+        """Whether torch.compile is to find this block, for ``x``, as one computation rather than as branches."""
+        if not (torch.compiler.is_dynamo_compiling() and self.training and self.fused) or self.branches is None:
+            return False
+        has_all = all(name in self.branches for name in self._fused_branches)
+        return has_all and conditions.joins_graph(x, self.parts()[1])
+
+    @torch.jit.unused
+    def compiled_forward(self, x: Tensor) -> Tensor:
+        """The output of ``x``, written for torch.compile."""
+        raise NotImplementedError
 
     @torch.jit.unused
     def parts(self) -> Tuple[List[nn.Conv2d], List[nn.Module]]:
@@ -346,6 +361,11 @@ class RepVGGBlock(_MultiBranchBlock):
         )
 
     @torch.jit.unused
+    def joins_graph(self, x: Tensor) -> bool:
+        """Never: one dense convolution in the whole network gains nothing."""
+        return False
+
+    @torch.jit.unused
     def may_fuse(self, x: Tensor) -> bool:
         """As the other blocks, but for images that require a gradient, which the fused step has not."""
         return super().may_fuse(x) and not x.requires_grad
@@ -401,6 +421,13 @@ class DepthBlock(_MultiBranchBlock):
         dilation = convs[0].dilation[0]
         return conditions.load_step().depth_step(x, weight, scale, *_parameters(norms), stride, dilation)
 
+    @torch.jit.unused
+    def compiled_forward(self, x: Tensor) -> Tensor:
+        """The output of ``x``, written for torch.compile."""
+        convs, norms = self.parts()
+        weight, scale = (conv.weight for conv in convs)
+        return inductor.depth(x, weight, scale, *_parameters(norms), convs[0].dilation[0])
+
 
 class PointBlock(_MultiBranchBlock):
     """``ReLU(BN(PW1x1(x)) + BN(PW1x1(x)))``, dense; with ``identity``, and where shapes allow it, ``+ BN(x)``.
@@ -448,6 +475,12 @@ class PointBlock(_MultiBranchBlock):
         x = x[:, :, ::stride, ::stride]
         weights = [conv.weight for conv in convs]
         return conditions.load_step().point_step(x, weights, *_parameters(norms), shuffle_groups)
+
+    @torch.jit.unused
+    def compiled_forward(self, x: Tensor) -> Tensor:
+        """The output of ``x``, written for torch.compile."""
+        convs, norms = self.parts()
+        return inductor.point(x, [conv.weight for conv in convs], *_parameters(norms), convs[0].stride[0])
 
 
 class ChannelShuffle(nn.Module):

@@ -6,6 +6,8 @@
 import os
 import subprocess
 import sys
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import rdpnet_timm
+from rdpnet_timm.blocks import set_fused
+from rdpnet_timm.fused import conditions
 from rdpnet_timm.measure.difference import randomize_norms
+from rdpnet_timm.train import RECIPES, Images, Job, Run, train_together
+from rdpnet_timm.train.trainer import compile_model
 
 DEVICE = os.environ.get("RDPNET_TEST_DEVICE", "cuda")
 if DEVICE == "cuda" and not torch.cuda.is_available():
@@ -80,6 +86,55 @@ def test_a_step_under_autocast_is_near_that_in_float64(dtype):
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
     expected = F.cross_entropy(exact.train()(x.double()), labels)
     assert abs(loss.item() - expected.item()) < 0.05 * expected.item()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [{}, {"pointwise_identity": True}], ids=["RDPNet", "identity in PW"])
+def test_a_compiled_step_is_that_of_the_branches(arguments, monkeypatch):
+    monkeypatch.setattr(conditions, "IN_GRAPH", (DEVICE,))
+    monkeypatch.setattr(conditions, "IS_INSTALLED", False)  # nor by the loops for a CPU
+    branches = timm.create_model("rdpnet_025_cifar", num_classes=10, **arguments).double()
+    branches = set_fused(branches.to(DEVICE, memory_format=torch.channels_last).train(), False)
+    compiled = set_fused(deepcopy(branches), True)
+    x, labels = torch.randn(8, 3, 32, 32, dtype=torch.float64, device=DEVICE), torch.arange(8, device=DEVICE)
+    expected = gradients(branches, x, labels)
+    found = gradients(compile_model(compiled, "default"), x, labels)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-7, atol=1e-9)
+    for buffer, reference in zip(compiled.buffers(), branches.buffers()):
+        torch.testing.assert_close(buffer, reference, rtol=1e-9, atol=1e-11)
+
+
+def run_of(folder: Path, seed: int = 0, **settings) -> Job:
+    recipe = replace(RECIPES["ours"], epochs=0.02, batch_size=32, **settings)
+    return Job(Run("rdpnet_025_cifar", recipe, seed, device=DEVICE), DATA, folder)
+
+
+DATA = tuple(
+    Images(torch.randint(0, 256, (count, 32, 32, 3), dtype=torch.uint8), torch.arange(count) % 10, tuple("0123456789"))
+    for count in (20000, 100)
+)
+
+
+def weights(result) -> torch.Tensor:
+    assert not isinstance(result, Exception), result
+    return torch.cat([value.double().flatten().cpu() for value in result.model.state_dict().values()])
+
+
+def test_recorded_steps_are_the_steps(tmp_path, monkeypatch):
+    (found,) = train_together([run_of(tmp_path / "recorded", cutout=4)])
+    monkeypatch.setattr("rdpnet_timm.train.recorded.WARM_UP", 10**9)
+    (expected,) = train_together([run_of(tmp_path / "called", cutout=4)])
+    difference = (weights(found) - weights(expected)).norm() / weights(expected).norm()
+    assert difference < 1e-3, f"{difference:.1e}"  # other atomics, other roundings, twelve steps of them
+
+
+def test_runs_together_are_those_alone(tmp_path):
+    together = train_together([run_of(tmp_path / f"together{seed}", seed) for seed in range(3)])
+    for seed, result in enumerate(together):
+        (alone,) = train_together([run_of(tmp_path / f"alone{seed}", seed)])
+        difference = (weights(result) - weights(alone)).norm() / weights(alone).norm()
+        assert difference < 1e-3, f"{difference:.1e}"
 
 
 @pytest.mark.parametrize("options", [["--amp"], ["--amp", "--compile"]], ids=["amp", "amp and compile"])

@@ -11,14 +11,23 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.utils import _python_dispatch as python_dispatch
 
-__all__ = ["have_hooks", "is_installed", "load_step", "norms_are_known", "track", "will_fuse"]
+__all__ = [
+    "have_hooks",
+    "is_installed",
+    "joins_graph",
+    "leaves_graph",
+    "load_step",
+    "norms_are_known",
+    "track",
+    "will_fuse",
+]
 
 SMALLEST = 256  # positions of a batch; with fewer, a fused step's calls cost more than the branches
+IN_GRAPH = ("cuda",)  # where a step is compiled rather than computed by our own loops
 DTYPES = (torch.float32, torch.float64)
 # torch's hooks of all modules; the function that asks for them all came after torch 2.5
 GLOBAL_HOOKS = tuple(f"_global_{kind}_hooks" for kind in ("forward", "forward_pre", "backward", "backward_pre"))
 IS_INSTALLED = importlib.util.find_spec("numba") is not None
-_is_exporting = getattr(torch.compiler, "is_exporting", lambda: True)  # a torch that cannot be asked: one graph
 _logger = logging.getLogger(__name__)
 
 
@@ -78,6 +87,21 @@ def leaves_graph(x: Tensor, norms: Sequence[nn.Module]) -> bool:
         and not _is_exporting()
         and x.device.type == "cpu"
         and x.shape[0] * x.shape[2] * x.shape[3] >= SMALLEST
+        and norms_are_known(norms)
+    )
+
+
+def _is_exporting() -> bool:
+    """``torch.compiler.is_exporting()``, which torch 2.11 answers with yes for all that torch.compile traces."""
+    return getattr(torch.compiler, "_is_exporting_flag", True)  # a torch that cannot be asked: one graph
+
+
+def joins_graph(x: Tensor, norms: Sequence[nn.Module]) -> bool:
+    """Whether a block that is being compiled is best written as :mod:`.inductor` has it."""
+    return (
+        torch.compiler.is_dynamo_compiling()
+        and not _is_exporting()
+        and x.device.type in IN_GRAPH
         and norms_are_known(norms)
     )
 

@@ -2,6 +2,9 @@
 
 from .data import Images, read_data
 from .recipe import RECIPES, Recipe
-from .trainer import Evaluation, Result, Run, evaluate, train
+from .trainer import Evaluation, Job, Result, Run, evaluate, train, train_together
 
-__all__ = ["RECIPES", "Evaluation", "Images", "Recipe", "Result", "Run", "evaluate", "read_data", "train"]
+__all__ = [
+    "RECIPES", "Evaluation", "Images", "Job", "Recipe", "Result", "Run", "evaluate", "read_data", "train",
+    "train_together",
+]  # fmt: skip

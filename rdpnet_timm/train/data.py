@@ -3,6 +3,7 @@
 import hashlib
 import io
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, List, Optional, Sequence, Tuple, Union
 
@@ -252,9 +253,16 @@ def augmented_batch(images: Images, indices: Tensor, recipe: Recipe, generator: 
 
 def normalized(pixels: Tensor, mean: Tuple[float, ...], std: Tuple[float, ...]) -> Tensor:
     """uint8 ``(N, 3, H, W)`` to float32 of mean 0 and deviation 1 a colour."""
-    scale = torch.tensor(std, device=pixels.device).mul(255).reciprocal().reshape(1, -1, 1, 1)
-    shift = torch.tensor(mean, device=pixels.device).div(torch.tensor(std, device=pixels.device)).reshape(1, -1, 1, 1)
+    scale, shift = _scale_and_shift(tuple(mean), tuple(std), pixels.device)
     return pixels.float() * scale - shift
+
+
+@cache
+def _scale_and_shift(mean: Tuple[float, ...], std: Tuple[float, ...], device: torch.device) -> Tuple[Tensor, Tensor]:
+    """Kept, since a step that is being recorded on a GPU must not bring numbers from the host."""
+    deviation = torch.tensor(std, device=device)
+    scale, shift = deviation.mul(255).reciprocal(), torch.tensor(mean, device=device).div(deviation)
+    return scale.reshape(1, -1, 1, 1), shift.reshape(1, -1, 1, 1)
 
 
 def mixed_batch(

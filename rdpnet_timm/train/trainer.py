@@ -8,9 +8,11 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Generator, Iterator, List, Optional, Sequence, Tuple, Union
 
 import timm
 import torch
@@ -20,13 +22,18 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from ..allocator import keep_freed_memory
+from ..blocks import RDPModule
 from ..convert import reparameterize
 from ..files import atomic_path
 from ..measure.difference import evaluating
 from .data import Images, augmented_batch, mixed_batch, normalized
 from .recipe import Recipe
+from .recorded import Recorded, update
 
-__all__ = ["Evaluation", "Result", "Run", "evaluate", "predict", "train"]
+__all__ = ["Evaluation", "Job", "Result", "Run", "compile_model", "evaluate", "predict", "train", "train_together"]
+
+Report = Callable[[int, int, Dict[str, float]], None]
+STAGGER = 50  # steps by which a run begins after the one before it, see train_together
 
 
 @dataclass(frozen=True)
@@ -127,7 +134,7 @@ def train(
     run: Run,
     data: Tuple[Images, Images],
     output: Union[str, Path],
-    report: Callable[[int, int, Dict[str, float]], None] = lambda step, steps, record: None,
+    report: Report = lambda step, steps, record: None,
 ) -> Result:
     """Train, from where a former call with the same ``output`` was stopped.
 
@@ -149,9 +156,81 @@ def train(
         SystemExit: with status 143 or 130, after a signal.
         FloatingPointError: the loss or the weights are not finite; the last good checkpoint is kept.
     """
-    output = Path(output)
+    (result,) = train_together([Job(run, data, output, report)])
+    if isinstance(result, BaseException):
+        raise result
+    return result
+
+
+@dataclass(frozen=True)
+class Job:
+    """The arguments of :func:`train`, for one of several runs."""
+
+    run: Run
+    data: Tuple[Images, Images]
+    output: Union[str, Path]
+    report: Report = lambda step, steps, record: None
+
+
+def train_together(
+    jobs: Sequence[Job], finish: Callable[[Job, Result], None] = lambda job, result: None
+) -> List[Union[Result, Exception]]:
+    """Train several runs in one process, a step of each in turn; on a GPU each in a stream of its own.
+
+    A small network leaves most of a GPU idle, and processes would share it one after the other: what runs at the same
+    time has to come from one process. On a CPU nothing is gained over one run after the other.
+
+    Args:
+        jobs: the runs; they may differ in everything.
+        finish: called with each run that has come to its end, at once.
+
+    Returns:
+        The results in the order of ``jobs``; in place of one what the run raised, which does not end the others.
+
+    Raises:
+        SystemExit: with status 143 or 130, after a signal, when all runs have written their checkpoints.
+    """
+    found: Dict[int, Union[Result, Exception]] = {}
+    stops: List[SystemExit] = []
+    with _stop_signals() as stopped:
+        steps = {index: _training(job, stopped) for index, job in enumerate(jobs)}
+        streams = {index: _stream(job.run.device) for index, job in enumerate(jobs)}
+        turn = 0
+        while steps:
+            for index in list(steps):
+                # Runs that came to the ends of their epochs together would leave the GPU idle while they evaluate.
+                if turn < index * STAGGER:
+                    continue
+                job = jobs[index]
+                try:
+                    with torch.cuda.stream(streams[index]):
+                        try:
+                            next(steps[index])
+                            continue
+                        except StopIteration as ended:
+                            found[index] = ended.value
+                            finish(job, ended.value)
+                except SystemExit as stop:
+                    stops.append(stop)
+                except Exception as error:
+                    found[index] = error
+                del steps[index]
+            turn += 1
+    if stops:
+        raise stops[0]
+    return [found[index] for index in range(len(jobs))]
+
+
+def _stream(device: str) -> Optional[torch.cuda.Stream]:
+    return torch.cuda.Stream(device) if torch.device(device).type == "cuda" else None
+
+
+def _training(job: Job, stopped: List[int]) -> Generator[None, None, Result]:
+    """The run of :func:`train`, a step each time it is asked for the next; ``stopped`` holds a signal once one came."""
+    run, data, output, report = job.run, job.data, Path(job.output), job.report
     output.mkdir(parents=True, exist_ok=True)
-    if torch.device(run.device).type == "cpu":
+    device = torch.device(run.device)
+    if device.type == "cpu":
         keep_freed_memory()
     digests = data[0].digest(), data[1].digest()
     training, test = (images.to(run.device) for images in data)
@@ -179,74 +258,97 @@ def train(
     )
     state = _Checkpoint(output / "checkpoint.pt", run, len(training), digests, epoch_steps, model, ema, optimizer)
     step, history, begun = state.load()
-    forward = torch.compile(model, mode=run.compile) if run.compile else model
+    forward = compile_model(model, run.compile) if run.compile else model
     generator = torch.Generator(run.device)
-    order: Optional[Tensor] = None
+    order = indices = torch.zeros(batch_size, dtype=torch.int64, device=device)
+    rate = torch.zeros((), device=device)
     losses, hits = (torch.tensor(number, device=run.device) for number in (begun.loss, begun.hits))
+    is_recorded = device.type == "cuda" and run.compile in ("", "default") and not recipe.mixup
+
+    def take_step(shrinks: bool) -> None:
+        """One step on the images ``indices``, all of it work of the device."""
+        labels = training.labels[indices]
+        x = _normalized(augmented_batch(training, indices, recipe, generator), model)
+        x, targets = mixed_batch(x, labels, classes, recipe, generator)
+        if shrinks:
+            x = F.interpolate(x, size=recipe.small_size, mode="bilinear", antialias=True)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=run.amp):
+            logits = forward(x.contiguous(memory_format=torch.channels_last))
+            loss = F.cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)
+        optimizer.zero_grad()
+        loss.backward()
+        if is_recorded and optimizer.state:  # has its momentum, which its own first step begins
+            update(optimizer, rate)
+        else:
+            optimizer.step()
+        losses.add_(loss.detach())
+        hits.add_((logits.detach().argmax(1) == labels).sum())
+
     count, saved = begun.steps, time.perf_counter()
     since = saved - begun.seconds
-
+    recorded = {shrinks: Recorded(partial(take_step, shrinks), [generator]) for shrinks in (False, True)}
     model.train()
-    with _stop_signals() as stopped:
-        while step < steps:
-            if order is None or step % epoch_steps == 0:
-                generator.manual_seed(_mixed(run.seed, step // epoch_steps, 1))
-                order = torch.randperm(len(training), generator=generator, device=run.device)
-            generator.manual_seed(_mixed(run.seed, step, 2))
-            torch.manual_seed(_mixed(run.seed, step, 3))  # what dropout draws from
-            indices = order[step % epoch_steps * batch_size :][:batch_size]
-            x = _normalized(augmented_batch(training, indices, recipe, generator), model)
-            x, targets = mixed_batch(x, training.labels[indices], classes, recipe, generator)
-            learning_rate, shrinks = _step_settings(recipe, step, epoch_steps)
-            if shrinks:
-                x = F.interpolate(x, size=recipe.small_size, mode="bilinear", antialias=True)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate
-            with torch.autocast(x.device.type, torch.bfloat16, enabled=run.amp):
-                logits = forward(x.contiguous(memory_format=torch.channels_last))
-                loss = F.cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            step, count = step + 1, count + 1
-            if ema is not None:
-                ema.update(model, step)
-            losses += loss.detach()
-            hits += (logits.detach().argmax(1) == training.labels[indices]).sum()
+    while step < steps:
+        if order is indices or step % epoch_steps == 0:
+            generator.manual_seed(_mixed(run.seed, step // epoch_steps, 1))
+            order = torch.randperm(len(training), generator=generator, device=run.device)
+        generator.manual_seed(_mixed(run.seed, step, 2))
+        torch.manual_seed(_mixed(run.seed, step, 3))  # what dropout draws from
+        indices.copy_(order[step % epoch_steps * batch_size :][:batch_size])
+        learning_rate, shrinks = _step_settings(recipe, step, epoch_steps)
+        rate.fill_(learning_rate)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        (recorded[shrinks] if is_recorded else recorded[shrinks].function)()
+        step, count = step + 1, count + 1
+        if ema is not None:
+            ema.update(model, step)
 
-            record: Dict[str, float] = {}
-            halts = bool(stopped)  # asked before the save: what comes during it or later is for the next step
-            if step % epoch_steps == 0 or step == steps:
-                seconds = time.perf_counter() - since
-                record = dict(
-                    epoch=round(step / epoch_steps, 4),
-                    learning_rate=optimizer.param_groups[0]["lr"],
-                    train_loss=float(losses) / count,
-                    train_accuracy=100 * float(hits) / (count * batch_size),
-                    seconds=round(seconds, 2),
-                    images_per_second=round(count * batch_size / seconds, 1),
-                )
-                state.require_finite(step, float(losses))
-                found = evaluate(reparameterize(ema.module if ema else model), test, amp=run.amp)
-                record.update(test_accuracy=found.accuracy, test_loss=found.loss)
-                history.append(record)
-                state.save(step, history, _Begun())
-                _write_log(output / "log.jsonl", history)
-                losses.zero_(), hits.zero_()
-                count, since = 0, time.perf_counter()
-                saved = since
-            elif halts or time.perf_counter() - saved > 300:
-                seconds = time.perf_counter() - since
-                state.save(step, history, _Begun(float(losses), float(hits), count, seconds))
-                saved = time.perf_counter()
-            report(step, steps, record)
-            if halts and step < steps:
-                print(f"stopped at step {step} of {steps}; the same command goes on from there", file=sys.stderr)
-                raise SystemExit(128 + stopped[0])
+        record: Dict[str, float] = {}
+        halts = bool(stopped)  # asked before the save: what comes during it or later is for the next step
+        if step % epoch_steps == 0 or step == steps:
+            mean_loss, seen = float(losses) / count, count * batch_size  # which waits for the device
+            seconds = time.perf_counter() - since
+            record = dict(
+                epoch=round(step / epoch_steps, 4),
+                learning_rate=learning_rate,
+                train_loss=mean_loss,
+                train_accuracy=100 * float(hits) / seen,
+                seconds=round(seconds, 2),
+                images_per_second=round(seen / seconds, 1),
+            )
+            state.require_finite(step, float(losses))
+            found = evaluate(reparameterize(ema.module if ema else model), test, amp=run.amp)
+            record.update(test_accuracy=found.accuracy, test_loss=found.loss)
+            history.append(record)
+            state.save(step, history, _Begun())
+            _write_log(output / "log.jsonl", history)
+            losses.zero_(), hits.zero_()
+            count, since = 0, time.perf_counter()
+            saved = since
+        elif halts or time.perf_counter() - saved > 300:
+            seconds = time.perf_counter() - since
+            state.save(step, history, _Begun(float(losses), float(hits), count, seconds))
+            saved = time.perf_counter()
+        report(step, steps, record)
+        if halts and step < steps:
+            print(f"stopped at step {step} of {steps}; the same command goes on from there", file=sys.stderr)
+            raise SystemExit(128 + stopped[0])
+        yield
 
-    model = ema.module if ema is not None else model
+    model = deepcopy(ema.module if ema is not None else model)  # a copy is not compiled
     forms = evaluate(model, test), evaluate(reparameterize(model), test)
     return Result(model, *forms, history, len(training), digests)
+
+
+def compile_model(model: nn.Module, mode: str) -> nn.Module:
+    """``model`` compiled: the modules of RDPNet by themselves, since those of one shape share what is compiled."""
+    modules = [module for module in model.modules() if isinstance(module, RDPModule)]
+    if not modules:
+        return torch.compile(model, mode=mode)
+    for module in modules:
+        module.compile(mode=mode, dynamic=False)
+    return model
 
 
 def _mixed(*numbers: int) -> int:
@@ -405,7 +507,18 @@ class _Checkpoint:
 
 def _not_finite(state: Any, name: str) -> str:
     """What of a state dict, dicts in it included, is not finite; empty where all is."""
+    tensors = {key: tensor for key, tensor in _tensors(state, name) if tensor.is_floating_point()}
+    if not tensors:
+        return ""
+    finite = torch.stack(
+        [tensor.isfinite().all().to(next(iter(tensors.values())).device) for tensor in tensors.values()]
+    )
+    return next((f"{key} is not finite" for key, each in zip(tensors, finite.tolist()) if not each), "")
+
+
+def _tensors(state: Any, name: str) -> Iterator[Tuple[str, Tensor]]:
     if isinstance(state, Tensor):
-        return "" if not state.is_floating_point() or state.isfinite().all() else f"{name} is not finite"
-    parts = state.items() if isinstance(state, dict) else ()
-    return next((found for key, part in parts if (found := _not_finite(part, f"{name}.{key}"))), "")
+        yield name, state
+    elif isinstance(state, dict):
+        for key, part in state.items():
+            yield from _tensors(part, f"{name}.{key}")
