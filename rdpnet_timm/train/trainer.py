@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,6 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from ..allocator import keep_freed_memory
-from ..blocks import RDPModule
 from ..convert import reparameterize
 from ..files import atomic_path
 from ..measure.difference import evaluating
@@ -30,7 +28,7 @@ from .data import Images, augmented_batch, mixed_batch, normalized
 from .recipe import Recipe
 from .recorded import Recorded, update
 
-__all__ = ["Evaluation", "Job", "Result", "Run", "compile_model", "evaluate", "predict", "train", "train_together"]
+__all__ = ["Evaluation", "Job", "Result", "Run", "evaluate", "predict", "train", "train_together"]
 
 Report = Callable[[int, int, Dict[str, float]], None]
 STAGGER = 50  # steps by which a run begins after the one before it, see train_together
@@ -258,7 +256,7 @@ def _training(job: Job, stopped: List[int]) -> Generator[None, None, Result]:
     )
     state = _Checkpoint(output / "checkpoint.pt", run, len(training), digests, epoch_steps, model, ema, optimizer)
     step, history, begun = state.load()
-    forward = compile_model(model, run.compile) if run.compile else model
+    forward = torch.compile(model, mode=run.compile) if run.compile else model
     generator = torch.Generator(run.device)
     order = indices = torch.zeros(batch_size, dtype=torch.int64, device=device)
     rate = torch.zeros((), device=device)
@@ -336,19 +334,9 @@ def _training(job: Job, stopped: List[int]) -> Generator[None, None, Result]:
             raise SystemExit(128 + stopped[0])
         yield
 
-    model = deepcopy(ema.module if ema is not None else model)  # a copy is not compiled
+    model = ema.module if ema is not None else model
     forms = evaluate(model, test), evaluate(reparameterize(model), test)
     return Result(model, *forms, history, len(training), digests)
-
-
-def compile_model(model: nn.Module, mode: str) -> nn.Module:
-    """``model`` compiled: the modules of RDPNet by themselves, since those of one shape share what is compiled."""
-    modules = [module for module in model.modules() if isinstance(module, RDPModule)]
-    if not modules:
-        return torch.compile(model, mode=mode)
-    for module in modules:
-        module.compile(mode=mode, dynamic=False)
-    return model
 
 
 def _mixed(*numbers: int) -> int:

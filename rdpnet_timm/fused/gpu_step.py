@@ -1,0 +1,215 @@
+"""The fused train step of a module of RDPNet on a GPU, Depth-Block, channel shuffle and Point-Block, as one function.
+
+float32, maps in channels_last, up to :data:`CHANNELS` input channels. What the kernels compute is in
+:mod:`.gpu_kernels`; here are the memory that they work on, and how much of it a program takes.
+"""
+
+from typing import Any, NamedTuple, Optional, Sequence, Tuple
+
+import torch
+import triton
+from torch import Tensor, nn
+
+from . import gpu_kernels as kernels
+from . import reference
+
+__all__ = ["CHANNELS", "module_step"]
+
+CHANNELS = 128  # a program holds all channels of its positions, and their products with one another
+PROGRAMS = 264  # of a pass whose programs take several parts: two for each processor of an H100
+
+
+class _Settings(NamedTuple):
+    """What is no tensor of the graph."""
+
+    depth_norms: Sequence[nn.BatchNorm2d]
+    point_norms: Sequence[nn.BatchNorm2d]
+    weights: int  # pointwise ones
+    stride: int
+    dilation: int
+    groups: int
+
+
+def module_step(
+    x: Tensor,
+    depth: Tuple[Sequence[Tensor], Sequence[nn.BatchNorm2d]],
+    point: Tuple[Sequence[Tensor], Sequence[nn.BatchNorm2d]],
+    stride: int,
+    dilation: int,
+    groups: int,
+) -> Tensor:
+    """The module's output of ``x`` ``(N, C, H, W)``; running statistics move as they do branch by branch.
+
+    Args:
+        x: the input.
+        depth: weights ``(C, 1, 3, 3)`` and ``(C, 1, 1, 1)``, and the three norms.
+        point: weights ``(C_out, C, 1, 1)``, and their norms, one more where there is an identity branch.
+        stride: of the Point-Block.
+        dilation: of the 3x3 convolution.
+        groups: of the channel shuffle; 0 or 1 is none.
+    """
+    settings = _Settings(depth[1], point[1], len(point[0]), stride, dilation, max(1, groups))
+    norms = [*depth[1], *point[1]]
+    parameters = [*depth[0], *point[0], *(norm.weight for norm in norms), *(norm.bias for norm in norms)]
+    inner = x.permute(0, 2, 3, 1)
+    x = x if inner.is_contiguous() else inner.contiguous().permute(0, 3, 1, 2)
+    return _ModuleStep.apply(x, settings, *parameters)
+
+
+class _ModuleStep(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, settings: _Settings, *parameters: Tensor) -> Tensor:
+        n, channels, height, width = x.shape
+        weight, scale, points, gammas, betas = _split(settings, parameters)
+        out_height, out_width = -(-height // settings.stride), -(-width // settings.stride)
+        count, out_count = n * height * width, n * out_height * out_width
+        out_channels = len(points[0])
+        block_c, number = _block(channels), len(settings.point_norms)
+
+        sums = x.new_zeros(channels * (4 + channels + 1), dtype=torch.float64)
+        sums, gram = sums[: 4 * channels], sums[4 * channels :]
+        a = torch.empty_like(x)
+        rows = _rows(block_c)
+        kernels.depth_sums[(triton.cdiv(count, rows),)](
+            x, weight, a, sums, count, height, width, channels, settings.dilation, BLOCK_M=rows, BLOCK_C=block_c
+        )
+        between = _map(x, n, channels, out_height, out_width)
+        kernels.depth_out[(min(PROGRAMS, triton.cdiv(out_count, rows)),)](
+            x, a, between, sums, gram, scale, *gammas[:3], *betas[:3], *_eps(settings.depth_norms),
+            *_running(settings.depth_norms),
+            count, height, width, channels, out_count, out_height, out_width, settings.stride,
+            BLOCK_M=rows, BLOCK_C=block_c,
+        )  # fmt: skip
+        merged, bias = x.new_empty(out_channels, channels), x.new_empty(out_channels)
+        products = x.new_empty(number, out_channels, channels)
+        state = x.new_empty(3, number, out_channels, dtype=torch.float64)
+        kernels.point_kernel[(triton.cdiv(out_channels, 16),)](
+            gram, points[0], points[-1], merged, bias, products, state,
+            *_three(gammas[3:]), *_three(betas[3:]), *_three(_eps(settings.point_norms)),
+            *_running(settings.point_norms),
+            out_count, channels, out_channels, settings.groups,
+            WEIGHTS=settings.weights, NORMS=number, BLOCK_O=16, BLOCK_C=block_c, num_warps=_warps(block_c),
+        )  # fmt: skip
+        out = _map(x, n, out_channels, out_height, out_width)
+        block_o = min(64, _block(out_channels))
+        rows = _rows(max(block_c, block_o))
+        kernels.point_out[(triton.cdiv(out_count, rows), triton.cdiv(out_channels, block_o))](
+            between, merged, bias, out, out_count, channels, out_channels,
+            BLOCK_M=rows, BLOCK_O=block_o, BLOCK_C=block_c,
+        )  # fmt: skip
+        ctx.save_for_backward(x, *parameters, a, between, out, sums, gram, merged, products, state)
+        ctx.settings = settings
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tuple[Optional[Tensor], ...]:
+        settings = ctx.settings
+        x, *parameters = ctx.saved_tensors[:-8]
+        if torch.is_grad_enabled():  # a graph of the gradients is wanted
+            x_gradient, *others = reference.gradients(_branches, [x, *parameters], [settings], gradient)
+            return x_gradient, None, *others
+        a, between, out, sums, gram, merged, products, state = ctx.saved_tensors[-8:]
+        n, channels, height, width = x.shape
+        weight, scale, points, gammas, _ = _split(settings, parameters)
+        out_channels, out_height, out_width = out.shape[1:]
+        count, out_count = n * height * width, n * out_height * out_width
+        block_c, number = _block(channels), len(settings.point_norms)
+        inner = gradient.permute(0, 2, 3, 1)
+        gradient = gradient if inner.is_contiguous() else inner.contiguous().permute(0, 3, 1, 2)
+
+        # zeros: sums of g x^T and of g; Q and r; three sums of the Depth-Block; its weight's gradient, in float32
+        sizes = [out_channels * (channels + 1), channels * (channels + 1), 3 * channels, 5 * channels]
+        point_sums, dx, depth_sums, zeros = x.new_zeros(sum(sizes), dtype=torch.float64).split(sizes)
+        weight_gradient = zeros.view(torch.float32)[: 9 * channels]
+        block_o = min(64, _block(out_channels))
+        rows = _rows(max(block_c, block_o))
+        blocks = triton.cdiv(out_channels, block_o)
+        kernels.point_sums[(min(triton.cdiv(PROGRAMS, blocks), triton.cdiv(out_count, rows)), blocks)](
+            between, out, gradient, point_sums, out_count, channels, out_channels,
+            BLOCK_M=rows, BLOCK_O=block_o, BLOCK_C=block_c,
+        )  # fmt: skip
+        weight_gradients = x.new_empty(settings.weights, out_channels, channels)
+        affine_gradients = x.new_empty(number + 1, out_channels)
+        kernels.point_gradients[(triton.cdiv(out_channels, 16),)](
+            point_sums, gram, points[0], points[-1], merged, products, state, dx,
+            weight_gradients, affine_gradients, out_count, channels, out_channels, settings.groups,
+            WEIGHTS=settings.weights, NORMS=number, BLOCK_O=16, BLOCK_C=block_c, num_warps=_warps(block_c),
+        )  # fmt: skip
+        masked = torch.empty_like(between)
+        kernels.point_input[(triton.cdiv(out_count, rows),)](
+            between, out, gradient, merged, dx, x, a, masked, depth_sums,
+            height, width, channels, out_count, out_height, out_width, out_channels, settings.stride,
+            BLOCK_M=rows, BLOCK_O=block_o, BLOCK_C=block_c,
+        )  # fmt: skip
+        x_gradient, channel_gradients = torch.empty_like(x), x.new_empty(5, channels)
+        rows = _rows(block_c)
+        kernels.depth_input[(triton.cdiv(count, rows),)](
+            x, a, masked, weight, scale, sums, depth_sums, *gammas[:3], *_eps(settings.depth_norms),
+            x_gradient, weight_gradient, channel_gradients,
+            count, height, width, channels, out_height, out_width, settings.stride, settings.dilation,
+            BLOCK_M=rows, BLOCK_C=block_c,
+        )  # fmt: skip
+        return (
+            x_gradient,
+            None,
+            weight_gradient.view_as(weight),
+            channel_gradients[0].view_as(scale),
+            *(each.view_as(points[0]) for each in weight_gradients),
+            *channel_gradients[1:4],
+            *affine_gradients[:-1],
+            *[channel_gradients[4]] * 3,
+            *[affine_gradients[-1]] * number,
+        )
+
+
+def _split(settings: _Settings, parameters: Sequence[Tensor]) -> Tuple[Tensor, Tensor, Any, Any, Any]:
+    """3x3 weight, 1x1 weight, pointwise weights, scales and shifts of all norms."""
+    weight, scale, *others = parameters
+    points, others = others[: settings.weights], others[settings.weights :]
+    return weight, scale, points, others[: len(others) // 2], others[len(others) // 2 :]
+
+
+def _branches(inputs: Sequence[Tensor], settings: _Settings) -> Tensor:
+    """The same module, branch by branch."""
+    x, *parameters = inputs
+    weight, scale, points, gammas, betas = _split(settings, parameters)
+    depth, point = _eps(settings.depth_norms), _eps(settings.point_norms)
+    x = reference.depth([x, weight, scale, *gammas[:3], *betas[:3]], depth, settings.stride, settings.dilation)
+    return reference.point([x, *points, *gammas[3:], *betas[3:]], point, settings.groups, settings.weights)
+
+
+def _map(like: Tensor, n: int, channels: int, height: int, width: int) -> Tensor:
+    return like.new_empty(n, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _block(channels: int) -> int:
+    """Channels that a program is made for; products want 16 at least."""
+    return max(16, triton.next_power_of_2(channels))
+
+
+def _rows(block_c: int) -> int:
+    """Positions that a program takes."""
+    return max(32, min(256, 4096 // block_c))
+
+
+def _warps(block_c: int) -> int:
+    return 8 if block_c > 64 else 4
+
+
+def _eps(norms: Sequence[nn.BatchNorm2d]) -> Sequence[float]:
+    return [norm.eps for norm in norms]
+
+
+def _three(values: Sequence[Any]) -> Sequence[Any]:
+    """Filled up to three; what a kernel does not read."""
+    return [*values, *[values[0]] * (3 - len(values))]
+
+
+def _running(norms: Sequence[nn.BatchNorm2d]) -> Sequence[Any]:
+    """Means, variances, numbers of batches and momenta, of each three."""
+    return [
+        *_three([norm.running_mean for norm in norms]),
+        *_three([norm.running_var for norm in norms]),
+        *_three([norm.num_batches_tracked for norm in norms]),
+        *_three([norm.momentum for norm in norms]),
+    ]
