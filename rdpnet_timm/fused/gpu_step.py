@@ -4,7 +4,7 @@ float32, maps in channels_last, up to :data:`CHANNELS` input channels. What the 
 :mod:`.gpu_kernels`; here are the memory that they work on, and how much of it a program takes.
 """
 
-from typing import Any, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 import triton
@@ -16,7 +16,7 @@ from . import reference
 __all__ = ["CHANNELS", "module_step"]
 
 CHANNELS = 128  # a program holds all channels of its positions, and their products with one another
-PROGRAMS = 264  # of a pass whose programs take several parts: two for each processor of an H100
+PROGRAMS = 132  # of a pass whose programs take several parts: one for each processor of an H100
 
 
 class _Settings(NamedTuple):
@@ -71,14 +71,14 @@ class _ModuleStep(torch.autograd.Function):
         a = torch.empty_like(x)
         rows = _rows(block_c)
         kernels.depth_sums[(triton.cdiv(count, rows),)](
-            x, weight, a, sums, count, height, width, channels, settings.dilation, BLOCK_M=rows, BLOCK_C=block_c
+            x, weight, a, sums, count, height, width, channels, settings.dilation, BLOCK_M=rows, **_options(block_c)
         )
         between = _map(x, n, channels, out_height, out_width)
         kernels.depth_out[(min(PROGRAMS, triton.cdiv(out_count, rows)),)](
             x, a, between, sums, gram, scale, *gammas[:3], *betas[:3], *_eps(settings.depth_norms),
             *_running(settings.depth_norms),
             count, height, width, channels, out_count, out_height, out_width, settings.stride,
-            BLOCK_M=rows, BLOCK_C=block_c,
+            BLOCK_M=rows, **_options(block_c),
         )  # fmt: skip
         merged, bias = x.new_empty(out_channels, channels), x.new_empty(out_channels)
         products = x.new_empty(number, out_channels, channels)
@@ -88,14 +88,14 @@ class _ModuleStep(torch.autograd.Function):
             *_three(gammas[3:]), *_three(betas[3:]), *_three(_eps(settings.point_norms)),
             *_running(settings.point_norms),
             out_count, channels, out_channels, settings.groups,
-            WEIGHTS=settings.weights, NORMS=number, BLOCK_O=16, BLOCK_C=block_c, num_warps=_warps(block_c),
+            WEIGHTS=settings.weights, NORMS=number, BLOCK_O=16, **_options(block_c, is_square=True),
         )  # fmt: skip
         out = _map(x, n, out_channels, out_height, out_width)
         block_o = min(64, _block(out_channels))
         rows = _rows(max(block_c, block_o))
         kernels.point_out[(triton.cdiv(out_count, rows), triton.cdiv(out_channels, block_o))](
             between, merged, bias, out, out_count, channels, out_channels,
-            BLOCK_M=rows, BLOCK_O=block_o, BLOCK_C=block_c,
+            BLOCK_M=rows, BLOCK_O=block_o, **_options(block_c),
         )  # fmt: skip
         ctx.save_for_backward(x, *parameters, a, between, out, sums, gram, merged, products, state)
         ctx.settings = settings
@@ -126,20 +126,20 @@ class _ModuleStep(torch.autograd.Function):
         blocks = triton.cdiv(out_channels, block_o)
         kernels.point_sums[(min(triton.cdiv(PROGRAMS, blocks), triton.cdiv(out_count, rows)), blocks)](
             between, out, gradient, point_sums, out_count, channels, out_channels,
-            BLOCK_M=rows, BLOCK_O=block_o, BLOCK_C=block_c,
+            BLOCK_M=rows, BLOCK_O=block_o, **_options(block_c),
         )  # fmt: skip
         weight_gradients = x.new_empty(settings.weights, out_channels, channels)
         affine_gradients = x.new_empty(number + 1, out_channels)
         kernels.point_gradients[(triton.cdiv(out_channels, 16),)](
             point_sums, gram, points[0], points[-1], merged, products, state, dx,
             weight_gradients, affine_gradients, out_count, channels, out_channels, settings.groups,
-            WEIGHTS=settings.weights, NORMS=number, BLOCK_O=16, BLOCK_C=block_c, num_warps=_warps(block_c),
+            WEIGHTS=settings.weights, NORMS=number, BLOCK_O=16, **_options(block_c, is_square=True),
         )  # fmt: skip
         masked = torch.empty_like(between)
         kernels.point_input[(triton.cdiv(out_count, rows),)](
             between, out, gradient, merged, dx, x, a, masked, depth_sums,
             height, width, channels, out_count, out_height, out_width, out_channels, settings.stride,
-            BLOCK_M=rows, BLOCK_O=block_o, BLOCK_C=block_c,
+            BLOCK_M=rows, BLOCK_O=block_o, **_options(block_c),
         )  # fmt: skip
         x_gradient, channel_gradients = torch.empty_like(x), x.new_empty(5, channels)
         rows = _rows(block_c)
@@ -147,7 +147,7 @@ class _ModuleStep(torch.autograd.Function):
             x, a, masked, weight, scale, sums, depth_sums, *gammas[:3], *_eps(settings.depth_norms),
             x_gradient, weight_gradient, channel_gradients,
             count, height, width, channels, out_height, out_width, settings.stride, settings.dilation,
-            BLOCK_M=rows, BLOCK_C=block_c,
+            BLOCK_M=rows, **_options(block_c),
         )  # fmt: skip
         return (
             x_gradient,
@@ -189,11 +189,12 @@ def _block(channels: int) -> int:
 
 def _rows(block_c: int) -> int:
     """Positions that a program takes."""
-    return max(32, min(256, 4096 // block_c))
+    return max(16, 1024 // block_c)  # so that all that is known of them fits in registers
 
 
-def _warps(block_c: int) -> int:
-    return 8 if block_c > 64 else 4
+def _options(block_c: int, is_square: bool = False) -> Dict[str, Any]:
+    """How a kernel is compiled that holds ``block_c`` channels, or all products of them with one another."""
+    return dict(BLOCK_C=block_c, num_warps=8 if block_c > (32 if is_square else 64) else 4, num_stages=1)
 
 
 def _eps(norms: Sequence[nn.BatchNorm2d]) -> Sequence[float]:
