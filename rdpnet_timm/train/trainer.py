@@ -202,12 +202,11 @@ def train_together(
                 job = jobs[index]
                 try:
                     with torch.cuda.stream(streams[index]):
-                        try:
-                            next(steps[index])
+                        result = _advanced(steps[index])
+                        if result is None:
                             continue
-                        except StopIteration as ended:
-                            found[index] = ended.value
-                            finish(job, ended.value)
+                        finish(job, result)
+                        found[index] = result
                 except SystemExit as stop:
                     stops.append(stop)
                 except Exception as error:
@@ -217,6 +216,14 @@ def train_together(
     if stops:
         raise stops[0]
     return [found[index] for index in range(len(jobs))]
+
+
+def _advanced(steps: Generator[None, None, Result]) -> Optional[Result]:
+    """Take a step; the result where there was none left."""
+    try:
+        return next(steps)
+    except StopIteration as end:
+        return end.value
 
 
 def _stream(device: str) -> Optional[torch.cuda.Stream]:
