@@ -125,11 +125,14 @@ def test_recorded_calls_are_calls():
             update(optimizer, rate) if optimizer.state else optimizer.step()
 
         recorded = Recorded(step, [generator])
+        wait = torch.cuda.synchronize if DEVICE == "cuda" else lambda: None
+        wait()  # for what the default stream has begun
         with torch.cuda.stream(torch.cuda.Stream()) if DEVICE == "cuda" else nullcontext():
             for number in range(12):
                 generator.manual_seed(number)
                 rate.fill_(0.1 / (1 + number))
                 calls_it(recorded)
+        wait()
         assert calls_it is not Recorded.__call__ or DEVICE != "cuda" or recorded.graph is not None
         return torch.cat([value.double().flatten().cpu() for value in network.state_dict().values()])
 

@@ -1,22 +1,24 @@
-"""The passes over maps of a fused train step on a GPU, in Triton; what is per channel is computed within them.
+"""A fused train step on a GPU, in Triton: passes over maps, and between them what is per channel.
 
 Notation and algebra are those of :mod:`.formulas`. A map lies in channels_last, that is as ``(positions, channels)``;
 a program takes some positions with all of their channels. Sums over positions are summed in float32 within a program
-and in float64 over programs, by atomic additions to zeros. Products are of three TF32 products each, as precise as
-float32 but for the last bits.
+and added to zeros by atomic operations, in float64 where they are of single channels. What is per channel is float64
+and computed once, in kernels of one program or few: a GPU has many times the float32 units. Products are of three TF32
+products each, as precise as float32 but for the last bits.
 
-The steps of a module are eight kernels in all, since for a small network a step's time is the number of its kernels:
+The steps of a module are ten kernels in all, since for a small network a step's time is that of its kernels' starts:
 
-- forward: :func:`depth_sums`, :func:`depth_out`, :func:`point_kernel`, :func:`point_out`
-- backward: :func:`point_sums`, :func:`point_gradients`, :func:`point_input`, :func:`depth_input`
+- forward: :func:`depth_sums`, :func:`depth_kernel`, :func:`depth_out`, :func:`point_kernel`, :func:`point_out`
+- backward: :func:`point_sums`, :func:`point_gradients`, :func:`point_input`, :func:`depth_gradients`,
+  :func:`depth_input`
 """
 
 import triton
 import triton.language as tl
 
 __all__ = [
-    "depth_input", "depth_out", "depth_sums", "point_gradients", "point_input", "point_kernel", "point_out",
-    "point_sums",
+    "depth_gradients", "depth_input", "depth_kernel", "depth_out", "depth_sums", "point_gradients", "point_input",
+    "point_kernel", "point_out", "point_sums",
 ]  # fmt: skip
 
 
@@ -37,16 +39,6 @@ def _track(mean, variance, running_mean_ptr, running_var_ptr, tracked_ptr, momen
     tl.store(running_var_ptr + i, (old + momentum * (unbiased - old)).to(tl.float32), mask)
     if is_first:
         tl.store(tracked_ptr, tl.load(tracked_ptr) + 1)
-
-
-@triton.jit
-def _depth_statistics(sums_ptr, scale_ptr, count, channels, c, c_in):
-    """Means and variances of a and of x, and s, in float64."""
-    mean_a = tl.load(sums_ptr + c, c_in, 0.0) / count
-    var_a = tl.maximum(tl.load(sums_ptr + channels + c, c_in, 0.0) / count - mean_a * mean_a, 0.0)
-    mean_x = tl.load(sums_ptr + 2 * channels + c, c_in, 0.0) / count
-    var_x = tl.maximum(tl.load(sums_ptr + 3 * channels + c, c_in, 0.0) / count - mean_x * mean_x, 0.0)
-    return mean_a, var_a, mean_x, var_x, tl.load(scale_ptr + c, c_in, 0.0).to(tl.float64)
 
 
 @triton.jit
@@ -78,31 +70,59 @@ def depth_sums(
 
 
 @triton.jit
-def depth_out(
-    x_ptr, a_ptr, out_ptr, sums_ptr, gram_ptr, scale_ptr,
-    gamma_1_ptr, gamma_2_ptr, gamma_3_ptr, beta_1_ptr, beta_2_ptr, beta_3_ptr, eps_1, eps_2, eps_3,
+def depth_kernel(
+    sums_ptr, scale_ptr, gamma_1_ptr, gamma_2_ptr, gamma_3_ptr, beta_1_ptr, beta_2_ptr, beta_3_ptr, eps_1, eps_2, eps_3,
     mean_1_ptr, mean_2_ptr, mean_3_ptr, var_1_ptr, var_2_ptr, var_3_ptr,
     tracked_1_ptr, tracked_2_ptr, tracked_3_ptr, momentum_1, momentum_2, momentum_3,
-    count, height, width, channels, out_count, out_height, out_width, stride,
-    BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+    kernel_ptr, state_ptr, count, channels, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """The Depth-Block's output at every ``stride``-th position, and its moments: sums of x x^T, then of x."""
+    """What the Depth-Block's output is of a, of x and of 1, ``(3, C)``.
+
+    ``state`` is s, the means of a and of x, three inv and three alphas, ``(9, C)`` in float64.
+    """
     c = tl.arange(0, BLOCK_C)
     c_in = c < channels
-    mean_a, var_a, mean_x, var_x, s = _depth_statistics(sums_ptr, scale_ptr, count, channels, c, c_in)
-    _, alpha_1 = _norm(mean_a, var_a, gamma_1_ptr, eps_1, c, c_in)
-    _, alpha_2 = _norm(s * mean_x, s * s * var_x, gamma_2_ptr, eps_2, c, c_in)
-    _, alpha_3 = _norm(mean_x, var_x, gamma_3_ptr, eps_3, c, c_in)
-    if tl.program_id(0) == 0:
-        _track(mean_a, var_a, mean_1_ptr, var_1_ptr, tracked_1_ptr, momentum_1, count, c, c_in, True)
-        _track(s * mean_x, s * s * var_x, mean_2_ptr, var_2_ptr, tracked_2_ptr, momentum_2, count, c, c_in, True)
-        _track(mean_x, var_x, mean_3_ptr, var_3_ptr, tracked_3_ptr, momentum_3, count, c, c_in, True)
+    mean_a = tl.load(sums_ptr + c, c_in, 0.0) / count
+    var_a = tl.maximum(tl.load(sums_ptr + channels + c, c_in, 0.0) / count - mean_a * mean_a, 0.0)
+    mean_x = tl.load(sums_ptr + 2 * channels + c, c_in, 0.0) / count
+    var_x = tl.maximum(tl.load(sums_ptr + 3 * channels + c, c_in, 0.0) / count - mean_x * mean_x, 0.0)
+    s = tl.load(scale_ptr + c, c_in, 0.0).to(tl.float64)
+    inv_1, alpha_1 = _norm(mean_a, var_a, gamma_1_ptr, eps_1, c, c_in)
+    inv_2, alpha_2 = _norm(s * mean_x, s * s * var_x, gamma_2_ptr, eps_2, c, c_in)
+    inv_3, alpha_3 = _norm(mean_x, var_x, gamma_3_ptr, eps_3, c, c_in)
+    _track(mean_a, var_a, mean_1_ptr, var_1_ptr, tracked_1_ptr, momentum_1, count, c, c_in, True)
+    _track(s * mean_x, s * s * var_x, mean_2_ptr, var_2_ptr, tracked_2_ptr, momentum_2, count, c, c_in, True)
+    _track(mean_x, var_x, mean_3_ptr, var_3_ptr, tracked_3_ptr, momentum_3, count, c, c_in, True)
     centre = alpha_2 * s + alpha_3
     bias = (
         tl.load(beta_1_ptr + c, c_in, 0.0) + tl.load(beta_2_ptr + c, c_in, 0.0) + tl.load(beta_3_ptr + c, c_in, 0.0)
         - alpha_1 * mean_a - centre * mean_x
     )  # fmt: skip
-    of_a, of_x, bias = alpha_1.to(tl.float32), centre.to(tl.float32), bias.to(tl.float32)
+    tl.store(kernel_ptr + c, alpha_1.to(tl.float32), c_in)
+    tl.store(kernel_ptr + channels + c, centre.to(tl.float32), c_in)
+    tl.store(kernel_ptr + 2 * channels + c, bias.to(tl.float32), c_in)
+    tl.store(state_ptr + c, s, c_in)
+    tl.store(state_ptr + channels + c, mean_a, c_in)
+    tl.store(state_ptr + 2 * channels + c, mean_x, c_in)
+    tl.store(state_ptr + 3 * channels + c, inv_1, c_in)
+    tl.store(state_ptr + 4 * channels + c, inv_2, c_in)
+    tl.store(state_ptr + 5 * channels + c, inv_3, c_in)
+    tl.store(state_ptr + 6 * channels + c, alpha_1, c_in)
+    tl.store(state_ptr + 7 * channels + c, alpha_2, c_in)
+    tl.store(state_ptr + 8 * channels + c, alpha_3, c_in)
+
+
+@triton.jit
+def depth_out(
+    x_ptr, a_ptr, kernel_ptr, out_ptr, gram_ptr, height, width, channels, out_count, out_height, out_width, stride,
+    BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """The Depth-Block's output at every ``stride``-th position, and its moments: sums of x x^T, then of x."""
+    c = tl.arange(0, BLOCK_C)
+    c_in = c < channels
+    of_a = tl.load(kernel_ptr + c, c_in, 0.0)[None, :]
+    of_x = tl.load(kernel_ptr + channels + c, c_in, 0.0)[None, :]
+    bias = tl.load(kernel_ptr + 2 * channels + c, c_in, 0.0)[None, :]
     gram = tl.zeros((BLOCK_C, BLOCK_C), tl.float32)
     total = tl.zeros((BLOCK_C,), tl.float32)
     for start in range(tl.program_id(0) * BLOCK_M, out_count, tl.num_programs(0) * BLOCK_M):
@@ -111,14 +131,13 @@ def depth_out(
         row, column = p // out_width % out_height * stride, p % out_width * stride
         where = ((p // (out_height * out_width) * height + row) * width + column)[:, None] * channels + c[None, :]
         a, x = tl.load(a_ptr + where, mask, 0.0), tl.load(x_ptr + where, mask, 0.0)
-        out = tl.maximum(of_a[None, :] * a + of_x[None, :] * x + bias[None, :], 0.0)
-        out = tl.where(mask, out, 0.0)
+        out = tl.where(mask, tl.maximum(of_a * a + of_x * x + bias, 0.0), 0.0)
         tl.store(out_ptr + p[:, None] * channels + c[None, :], out, mask)
         gram += tl.dot(tl.trans(out), out, input_precision="tf32x3")
         total += tl.sum(out, 0)
     square = c[:, None] * channels + c[None, :]
-    tl.atomic_add(gram_ptr + square, gram.to(tl.float64), c_in[:, None] & c_in[None, :])
-    tl.atomic_add(gram_ptr + channels * channels + c, total.to(tl.float64), c_in)
+    tl.atomic_add(gram_ptr + square, gram, c_in[:, None] & c_in[None, :])
+    tl.atomic_add(gram_ptr + channels * channels + c, total, c_in)
 
 
 @triton.jit
@@ -147,10 +166,11 @@ def point_kernel(
     o_in = o < out_channels
     mask = o_in[:, None] & c_in[None, :]
     where = o[:, None] * channels + c[None, :]
-    mean_x = tl.load(gram_ptr + channels * channels + c, c_in, 0.0) / count
+    mean_x = tl.load(gram_ptr + channels * channels + c, c_in, 0.0).to(tl.float64) / count
     square = c[:, None] * channels + c[None, :]
-    covariance = tl.load(gram_ptr + square, c_in[:, None] & c_in[None, :], 0.0) / count
-    covariance = (covariance - mean_x[:, None] * mean_x[None, :]).to(tl.float32)
+    second = tl.load(gram_ptr + square, c_in[:, None] & c_in[None, :], 0.0).to(tl.float64)
+    share = 1 / count.to(tl.float64)
+    covariance = (second * share - mean_x[:, None] * mean_x[None, :]).to(tl.float32)
     column = _shuffled(c, channels, groups)
     merged = tl.zeros((BLOCK_O, BLOCK_C), tl.float32)
     bias = tl.zeros((BLOCK_O,), tl.float64)
@@ -163,7 +183,7 @@ def point_kernel(
         gamma_ptr = gamma_1_ptr if i == 0 else (gamma_2_ptr if i == 1 else gamma_3_ptr)
         beta_ptr = beta_1_ptr if i == 0 else (beta_2_ptr if i == 1 else beta_3_ptr)
         eps = eps_1 if i == 0 else (eps_2 if i == 1 else eps_3)
-        product = tl.dot(weight, covariance, input_precision="ieee")
+        product = tl.dot(weight, covariance, input_precision="tf32x3")
         mean = tl.sum(weight * mean_x[None, :], 1)
         variance = tl.maximum(tl.sum(weight.to(tl.float64) * product, 1), 0.0)
         inv, alpha = _norm(mean, variance, gamma_ptr, eps, o, o_in)
@@ -224,8 +244,8 @@ def point_sums(
         outer += tl.dot(tl.trans(g), x, input_precision="tf32x3")
         total += tl.sum(g, 0)
     where = o[:, None] * channels + c[None, :]
-    tl.atomic_add(sums_ptr + where, outer.to(tl.float64), o_in[:, None] & c_in[None, :])
-    tl.atomic_add(sums_ptr + out_channels * channels + o, total.to(tl.float64), o_in)
+    tl.atomic_add(sums_ptr + where, outer, o_in[:, None] & c_in[None, :])
+    tl.atomic_add(sums_ptr + out_channels * channels + o, total, o_in)
 
 
 @triton.jit
@@ -236,8 +256,8 @@ def point_gradients(
 ):  # fmt: skip
     """Gradients of the Point-Block's parameters, and what its input's needs: dx = W^T g + Q x + r.
 
-    ``dx`` is Q ``(C, C)``, then r ``(C,)``, in float64 and zero before; the weights' gradients are
-    ``(weights, out, C)``; ``affine_gradients`` are of the gammas and of every beta, ``(norms + 1, out)``.
+    ``dx`` is Q ``(C, C)``, then r ``(C,)``, zero before; the weights' gradients are ``(weights, out, C)``;
+    ``affine_gradients`` are of the gammas and of every beta, ``(norms + 1, out)``.
     """
     c = tl.arange(0, BLOCK_C)
     c_in = c < channels
@@ -245,8 +265,8 @@ def point_gradients(
     o_in = o < out_channels
     mask = o_in[:, None] & c_in[None, :]
     where = o[:, None] * channels + c[None, :]
-    mean_x = tl.load(gram_ptr + channels * channels + c, c_in, 0.0) / count
-    total = tl.load(sums_ptr + out_channels * channels + o, o_in, 0.0)
+    mean_x = tl.load(gram_ptr + channels * channels + c, c_in, 0.0).to(tl.float64) / count
+    total = tl.load(sums_ptr + out_channels * channels + o, o_in, 0.0).to(tl.float64)
     outer = (tl.load(sums_ptr + where, mask, 0.0) - total[:, None] * mean_x[None, :]).to(tl.float32)
     column = _shuffled(c, channels, groups)
     shuffled = o[:, None] * channels + column[None, :]
@@ -269,12 +289,12 @@ def point_gradients(
             gradient = alpha.to(tl.float32)[:, None] * outer + (count * p).to(tl.float32)[:, None] * product
             tl.store(weight_gradients_ptr + i * out_channels * channels + shuffled, gradient, mask)
         scaled = p.to(tl.float32)[:, None] * weight
-        q += tl.dot(tl.trans(scaled), weight, input_precision="ieee")
+        q += tl.dot(tl.trans(scaled), weight, input_precision="tf32x3")
         r -= tl.sum(scaled * mean[:, None], 0)
     tl.store(affine_gradients_ptr + NORMS * out_channels + o, total.to(tl.float32), o_in)
     square = c[:, None] * channels + c[None, :]
-    tl.atomic_add(dx_ptr + square, q.to(tl.float64), c_in[:, None] & c_in[None, :])
-    tl.atomic_add(dx_ptr + channels * channels + c, r, c_in)
+    tl.atomic_add(dx_ptr + square, q, c_in[:, None] & c_in[None, :])
+    tl.atomic_add(dx_ptr + channels * channels + c, r.to(tl.float32), c_in)
 
 
 @triton.jit
@@ -291,8 +311,8 @@ def point_input(
     mask = p_in[:, None] & c_in[None, :]
     between = tl.load(x_ptr + p[:, None] * channels + c[None, :], mask, 0.0)
     square = c[:, None] * channels + c[None, :]
-    q = tl.load(dx_ptr + square, c_in[:, None] & c_in[None, :], 0.0).to(tl.float32)
-    r = tl.load(dx_ptr + channels * channels + c, c_in, 0.0).to(tl.float32)
+    q = tl.load(dx_ptr + square, c_in[:, None] & c_in[None, :], 0.0)
+    r = tl.load(dx_ptr + channels * channels + c, c_in, 0.0)
     dx = tl.dot(between, q, input_precision="tf32x3") + r[None, :]
     for first in range(0, out_channels, BLOCK_O):
         o = first + tl.arange(0, BLOCK_O)
@@ -313,41 +333,60 @@ def point_input(
 
 
 @triton.jit
-def depth_input(
-    x_ptr, a_ptr, masked_ptr, weight_ptr, scale_ptr, sums_ptr, gradient_sums_ptr,
-    gamma_1_ptr, gamma_2_ptr, gamma_3_ptr, eps_1, eps_2, eps_3,
-    dx_ptr, weight_gradient_ptr, channel_gradients_ptr,
-    count, height, width, channels, out_height, out_width, stride, dilation,
-    BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+def depth_gradients(
+    gradient_sums_ptr, state_ptr, eps_2, coefficients_ptr, channel_gradients_ptr, count, channels,
+    BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of the Depth-Block's input and parameters.
+    """What :func:`depth_input` needs per channel, and gradients that are known before it.
 
-    ``weight_gradient`` ``(C, 9)`` is zero before; ``channel_gradients`` are of s, of three gammas and of every beta,
-    ``(5, C)``.
+    ``coefficients`` ``(6, C)`` are of da = c0 g + c1 a + c2 and dx = conv3x3^T(da) + c3 g + c4 x + c5;
+    ``channel_gradients`` ``(5, C)`` are of s, of three gammas and of every beta.
     """
     c = tl.arange(0, BLOCK_C)
     c_in = c < channels
-    mean_a, var_a, mean_x, var_x, s = _depth_statistics(sums_ptr, scale_ptr, count, channels, c, c_in)
-    inv_1, alpha_1 = _norm(mean_a, var_a, gamma_1_ptr, eps_1, c, c_in)
-    inv_2, alpha_2 = _norm(s * mean_x, s * s * var_x, gamma_2_ptr, eps_2, c, c_in)
-    inv_3, alpha_3 = _norm(mean_x, var_x, gamma_3_ptr, eps_3, c, c_in)
+    s = tl.load(state_ptr + c, c_in, 0.0)
+    mean_a = tl.load(state_ptr + channels + c, c_in, 0.0)
+    mean_x = tl.load(state_ptr + 2 * channels + c, c_in, 0.0)
+    inv_1 = tl.load(state_ptr + 3 * channels + c, c_in, 0.0)
+    inv_2 = tl.load(state_ptr + 4 * channels + c, c_in, 0.0)
+    inv_3 = tl.load(state_ptr + 5 * channels + c, c_in, 0.0)
+    alpha_1 = tl.load(state_ptr + 6 * channels + c, c_in, 0.0)
+    alpha_2 = tl.load(state_ptr + 7 * channels + c, c_in, 0.0)
+    alpha_3 = tl.load(state_ptr + 8 * channels + c, c_in, 0.0)
     total = tl.load(gradient_sums_ptr + c, c_in, 0.0)
     e_3 = tl.load(gradient_sums_ptr + channels + c, c_in, 0.0) - mean_x * total
     e_1 = tl.load(gradient_sums_ptr + 2 * channels + c, c_in, 0.0) - mean_a * total
     p_1 = -alpha_1 * inv_1 * inv_1 * e_1 / count
     p_x = -(alpha_2 * inv_2 * inv_2 * s * s * s + alpha_3 * inv_3 * inv_3) * e_3 / count
     centre = alpha_2 * s + alpha_3
-    if tl.program_id(0) == 0:
-        tl.store(channel_gradients_ptr + c, (alpha_2 * e_3 * eps_2 * inv_2 * inv_2).to(tl.float32), c_in)
-        tl.store(channel_gradients_ptr + channels + c, (inv_1 * e_1).to(tl.float32), c_in)
-        tl.store(channel_gradients_ptr + 2 * channels + c, (inv_2 * s * e_3).to(tl.float32), c_in)
-        tl.store(channel_gradients_ptr + 3 * channels + c, (inv_3 * e_3).to(tl.float32), c_in)
-        tl.store(channel_gradients_ptr + 4 * channels + c, total.to(tl.float32), c_in)
-    da_of_g, da_of_a = alpha_1.to(tl.float32), p_1.to(tl.float32)
-    da_rest = (-alpha_1 * total / count - p_1 * mean_a).to(tl.float32)
-    dx_of_g, dx_of_x = centre.to(tl.float32), p_x.to(tl.float32)
-    dx_rest = (-centre * total / count - p_x * mean_x).to(tl.float32)
+    tl.store(coefficients_ptr + c, alpha_1.to(tl.float32), c_in)
+    tl.store(coefficients_ptr + channels + c, p_1.to(tl.float32), c_in)
+    tl.store(coefficients_ptr + 2 * channels + c, (-alpha_1 * total / count - p_1 * mean_a).to(tl.float32), c_in)
+    tl.store(coefficients_ptr + 3 * channels + c, centre.to(tl.float32), c_in)
+    tl.store(coefficients_ptr + 4 * channels + c, p_x.to(tl.float32), c_in)
+    tl.store(coefficients_ptr + 5 * channels + c, (-centre * total / count - p_x * mean_x).to(tl.float32), c_in)
+    tl.store(channel_gradients_ptr + c, (alpha_2 * e_3 * eps_2 * inv_2 * inv_2).to(tl.float32), c_in)
+    tl.store(channel_gradients_ptr + channels + c, (inv_1 * e_1).to(tl.float32), c_in)
+    tl.store(channel_gradients_ptr + 2 * channels + c, (inv_2 * s * e_3).to(tl.float32), c_in)
+    tl.store(channel_gradients_ptr + 3 * channels + c, (inv_3 * e_3).to(tl.float32), c_in)
+    tl.store(channel_gradients_ptr + 4 * channels + c, total.to(tl.float32), c_in)
 
+
+@triton.jit
+def depth_input(
+    x_ptr, a_ptr, masked_ptr, weight_ptr, coefficients_ptr, dx_ptr, weight_gradient_ptr,
+    count, height, width, channels, out_height, out_width, stride, dilation,
+    BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Gradients of the Depth-Block's input, and of its 3x3 weight, ``(C, 9)`` and zero before."""
+    c = tl.arange(0, BLOCK_C)
+    c_in = c < channels
+    da_of_g = tl.load(coefficients_ptr + c, c_in, 0.0)
+    da_of_a = tl.load(coefficients_ptr + channels + c, c_in, 0.0)
+    da_rest = tl.load(coefficients_ptr + 2 * channels + c, c_in, 0.0)
+    dx_of_g = tl.load(coefficients_ptr + 3 * channels + c, c_in, 0.0)
+    dx_of_x = tl.load(coefficients_ptr + 4 * channels + c, c_in, 0.0)
+    dx_rest = tl.load(coefficients_ptr + 5 * channels + c, c_in, 0.0)
     p = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     p_in = p < count
     image, row, column = p // (height * width), p // width % height, p % width

@@ -16,7 +16,7 @@ from . import reference
 __all__ = ["CHANNELS", "module_step"]
 
 CHANNELS = 128  # a program holds all channels of its positions, and their products with one another
-PROGRAMS = 132  # of a pass whose programs take several parts: one for each processor of an H100
+PROCESSORS = 132  # of an H100
 
 
 class _Settings(NamedTuple):
@@ -66,18 +66,26 @@ class _ModuleStep(torch.autograd.Function):
         out_channels = len(points[0])
         block_c, number = _block(channels), len(settings.point_norms)
 
-        sums = x.new_zeros(channels * (4 + channels + 1), dtype=torch.float64)
-        sums, gram = sums[: 4 * channels], sums[4 * channels :]
+        # zeros: four sums of the Depth-Block; in float32 its output's moments
+        sizes = [4 * channels, -(-channels * (channels + 1) // 2)]
+        sums, gram = x.new_zeros(sum(sizes), dtype=torch.float64).split(sizes)
+        gram = gram.view(torch.float32)
         a = torch.empty_like(x)
-        rows = _rows(block_c)
+        rows = _rows(block_c, 4096)
         kernels.depth_sums[(triton.cdiv(count, rows),)](
-            x, weight, a, sums, count, height, width, channels, settings.dilation, BLOCK_M=rows, **_options(block_c)
-        )
+            x, weight, a, sums, count, height, width, channels, settings.dilation,
+            BLOCK_M=rows, BLOCK_C=block_c, num_warps=16,
+        )  # fmt: skip
+        kernel = x.new_empty(3, channels)
+        depth_state = x.new_empty(9, channels, dtype=torch.float64)
+        kernels.depth_kernel[(1,)](
+            sums, scale, *gammas[:3], *betas[:3], *_eps(settings.depth_norms), *_running(settings.depth_norms),
+            kernel, depth_state, count, channels, BLOCK_C=block_c, num_warps=4,
+        )  # fmt: skip
         between = _map(x, n, channels, out_height, out_width)
-        kernels.depth_out[(min(PROGRAMS, triton.cdiv(out_count, rows)),)](
-            x, a, between, sums, gram, scale, *gammas[:3], *betas[:3], *_eps(settings.depth_norms),
-            *_running(settings.depth_norms),
-            count, height, width, channels, out_count, out_height, out_width, settings.stride,
+        rows = _rows(block_c, 4096, at_most=64)
+        kernels.depth_out[(_programs(out_count, rows, block_c),)](
+            x, a, kernel, between, gram, height, width, channels, out_count, out_height, out_width, settings.stride,
             BLOCK_M=rows, **_options(block_c),
         )  # fmt: skip
         merged, bias = x.new_empty(out_channels, channels), x.new_empty(out_channels)
@@ -88,16 +96,16 @@ class _ModuleStep(torch.autograd.Function):
             *_three(gammas[3:]), *_three(betas[3:]), *_three(_eps(settings.point_norms)),
             *_running(settings.point_norms),
             out_count, channels, out_channels, settings.groups,
-            WEIGHTS=settings.weights, NORMS=number, BLOCK_O=16, **_options(block_c, is_square=True),
+            WEIGHTS=settings.weights, NORMS=number, BLOCK_O=16, **_options(block_c),
         )  # fmt: skip
         out = _map(x, n, out_channels, out_height, out_width)
         block_o = min(64, _block(out_channels))
-        rows = _rows(max(block_c, block_o))
+        rows = _rows(max(block_c, block_o), 4096)
         kernels.point_out[(triton.cdiv(out_count, rows), triton.cdiv(out_channels, block_o))](
             between, merged, bias, out, out_count, channels, out_channels,
-            BLOCK_M=rows, BLOCK_O=block_o, **_options(block_c),
+            BLOCK_M=rows, BLOCK_O=block_o, BLOCK_C=block_c, num_warps=8, num_stages=1,
         )  # fmt: skip
-        ctx.save_for_backward(x, *parameters, a, between, out, sums, gram, merged, products, state)
+        ctx.save_for_backward(x, *parameters, a, between, out, depth_state, gram, merged, products, state)
         ctx.settings = settings
         return out
 
@@ -108,23 +116,24 @@ class _ModuleStep(torch.autograd.Function):
         if torch.is_grad_enabled():  # a graph of the gradients is wanted
             x_gradient, *others = reference.gradients(_branches, [x, *parameters], [settings], gradient)
             return x_gradient, None, *others
-        a, between, out, sums, gram, merged, products, state = ctx.saved_tensors[-8:]
+        a, between, out, depth_state, gram, merged, products, state = ctx.saved_tensors[-8:]
         n, channels, height, width = x.shape
-        weight, scale, points, gammas, _ = _split(settings, parameters)
+        weight, scale, points, _, _ = _split(settings, parameters)
         out_channels, out_height, out_width = out.shape[1:]
         count, out_count = n * height * width, n * out_height * out_width
         block_c, number = _block(channels), len(settings.point_norms)
         inner = gradient.permute(0, 2, 3, 1)
         gradient = gradient if inner.is_contiguous() else inner.contiguous().permute(0, 3, 1, 2)
 
-        # zeros: sums of g x^T and of g; Q and r; three sums of the Depth-Block; its weight's gradient, in float32
-        sizes = [out_channels * (channels + 1), channels * (channels + 1), 3 * channels, 5 * channels]
-        point_sums, dx, depth_sums, zeros = x.new_zeros(sum(sizes), dtype=torch.float64).split(sizes)
-        weight_gradient = zeros.view(torch.float32)[: 9 * channels]
+        # zeros: three sums of the Depth-Block; in float32 sums of g x^T and of g, Q and r, the 3x3 weight's gradient
+        sizes = [out_channels * (channels + 1), channels * (channels + 1), 9 * channels]
+        doubles = 3 * channels
+        zeros = x.new_zeros(doubles + -(-sum(sizes) // 2), dtype=torch.float64)
+        depth_sums = zeros[:doubles]
+        point_sums, dx, weight_gradient = zeros[doubles:].view(torch.float32)[: sum(sizes)].split(sizes)
         block_o = min(64, _block(out_channels))
-        rows = _rows(max(block_c, block_o))
-        blocks = triton.cdiv(out_channels, block_o)
-        kernels.point_sums[(min(triton.cdiv(PROGRAMS, blocks), triton.cdiv(out_count, rows)), blocks)](
+        rows, blocks = _rows(max(block_c, block_o), 4096, at_most=64), triton.cdiv(out_channels, block_o)
+        kernels.point_sums[(_programs(out_count, rows, block_c), blocks)](
             between, out, gradient, point_sums, out_count, channels, out_channels,
             BLOCK_M=rows, BLOCK_O=block_o, **_options(block_c),
         )  # fmt: skip
@@ -133,21 +142,26 @@ class _ModuleStep(torch.autograd.Function):
         kernels.point_gradients[(triton.cdiv(out_channels, 16),)](
             point_sums, gram, points[0], points[-1], merged, products, state, dx,
             weight_gradients, affine_gradients, out_count, channels, out_channels, settings.groups,
-            WEIGHTS=settings.weights, NORMS=number, BLOCK_O=16, **_options(block_c, is_square=True),
+            WEIGHTS=settings.weights, NORMS=number, BLOCK_O=16, **_options(block_c),
         )  # fmt: skip
         masked = torch.empty_like(between)
+        rows = _rows(max(block_c, block_o), 4096)
         kernels.point_input[(triton.cdiv(out_count, rows),)](
             between, out, gradient, merged, dx, x, a, masked, depth_sums,
             height, width, channels, out_count, out_height, out_width, out_channels, settings.stride,
-            BLOCK_M=rows, BLOCK_O=block_o, **_options(block_c),
+            BLOCK_M=rows, BLOCK_O=block_o, BLOCK_C=block_c, num_warps=8, num_stages=1,
         )  # fmt: skip
-        x_gradient, channel_gradients = torch.empty_like(x), x.new_empty(5, channels)
-        rows = _rows(block_c)
+        coefficients, channel_gradients = x.new_empty(6, channels), x.new_empty(5, channels)
+        kernels.depth_gradients[(1,)](
+            depth_sums, depth_state, settings.depth_norms[1].eps, coefficients, channel_gradients, count, channels,
+            BLOCK_C=block_c, num_warps=4,
+        )  # fmt: skip
+        x_gradient = torch.empty_like(x)
+        rows = _rows(block_c, 4096)
         kernels.depth_input[(triton.cdiv(count, rows),)](
-            x, a, masked, weight, scale, sums, depth_sums, *gammas[:3], *_eps(settings.depth_norms),
-            x_gradient, weight_gradient, channel_gradients,
+            x, a, masked, weight, coefficients, x_gradient, weight_gradient,
             count, height, width, channels, out_height, out_width, settings.stride, settings.dilation,
-            BLOCK_M=rows, **_options(block_c),
+            BLOCK_M=rows, BLOCK_C=block_c, num_warps=16,
         )  # fmt: skip
         return (
             x_gradient,
@@ -187,14 +201,19 @@ def _block(channels: int) -> int:
     return max(16, triton.next_power_of_2(channels))
 
 
-def _rows(block_c: int) -> int:
-    """Positions that a program takes."""
-    return max(16, 1024 // block_c)  # so that all that is known of them fits in registers
+def _rows(block_c: int, size: int, at_most: int = 256) -> int:
+    """Positions of a program that takes about ``size`` values."""
+    return max(16, min(at_most, size // block_c))
 
 
-def _options(block_c: int, is_square: bool = False) -> Dict[str, Any]:
-    """How a kernel is compiled that holds ``block_c`` channels, or all products of them with one another."""
-    return dict(BLOCK_C=block_c, num_warps=8 if block_c > (32 if is_square else 64) else 4, num_stages=1)
+def _programs(count: int, rows: int, block_c: int) -> int:
+    """Programs of a pass which adds up products of channels: the more there are, the fewer programs."""
+    return min(triton.cdiv(count, rows), PROCESSORS * max(1, 128 // block_c))
+
+
+def _options(block_c: int) -> Dict[str, Any]:
+    """How a kernel is compiled that multiplies ``block_c`` channels with one another."""
+    return dict(BLOCK_C=block_c, num_warps=4 if block_c <= 32 else 8, num_stages=1)
 
 
 def _eps(norms: Sequence[nn.BatchNorm2d]) -> Sequence[float]:

@@ -135,6 +135,20 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    """On a GPU too, all of float32's mantissa; cuDNN's convolutions round to ten bits of it by default."""
+    switches = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [switch.allow_tf32 for switch in switches]
+    try:
+        for switch in switches:
+            switch.allow_tf32 = False
+        yield
+    finally:
+        for switch, value in zip(switches, before):
+            switch.allow_tf32 = value
+
+
 def compare_outputs(model: nn.Module, deployed: nn.Module, x: Optional[Tensor] = None) -> Verification:
     """Compare the evaluation outputs of two models on the same images.
 
@@ -156,7 +170,7 @@ def compare_outputs(model: nn.Module, deployed: nn.Module, x: Optional[Tensor] =
     x = _images(model) if x is None else x
     parameter = next(model.parameters(), x)
     x = x.to(parameter)
-    with evaluating(model, deployed):
+    with evaluating(model, deployed), _without_tf32():
         expected, actual = (
             [leaf for leaf in tree_leaves(form(x)) if isinstance(leaf, Tensor)] for form in (model, deployed)
         )
