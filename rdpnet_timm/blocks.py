@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .fused import conditions
+from .fused import conditions, inductor
 from .reparam import (
     Kernel,
     add_kernels,
@@ -189,6 +189,8 @@ class _MultiBranchBlock(Reparameterizable):
                 return self.eager_forward(x)
             if self.may_fuse(x):
                 return self.fused_forward(x)
+            if self.joins_graph(x):
+                return self.compiled_forward(x)
         outputs: List[Tensor] = []
         for branch in self.branches.values():  # TorchScript unrolls this loop, but no comprehension over modules
             outputs.append(branch(x))
@@ -212,6 +214,19 @@ class _MultiBranchBlock(Reparameterizable):
         return conditions.leaves_graph(x, self.parts()[1])
 
     @torch.jit.unused
+    def joins_graph(self, x: Tensor) -> bool:
+        """Whether torch.compile is to find this block, for ``x``, as one computation rather than as branches."""
+        if not (torch.compiler.is_dynamo_compiling() and self.training and self.fused) or self.branches is None:
+            return False
+        has_all = all(name in self.branches for name in self._fused_branches)
+        return has_all and conditions.joins_graph(x, self.parts()[1])
+
+    @torch.jit.unused
+    def compiled_forward(self, x: Tensor) -> Tensor:
+        """The output of ``x``, written for torch.compile."""
+        raise NotImplementedError
+
+    @torch.jit.unused
     def parts(self) -> Tuple[List[nn.Conv2d], List[nn.Module]]:
         """The convolutions and the norms of the branches, in their order."""
         branches = list(self.branches.values())
@@ -221,22 +236,17 @@ class _MultiBranchBlock(Reparameterizable):
     @torch.jit.unused
     def may_fuse(self, x: Tensor) -> bool:
         """Whether ``x`` is to be computed as a fused train step."""
-        if not self.has_fused_branches():
+        if not (self.training and self.fused) or self.branches is None:
             return False
         convs, norms = self.parts()
+        if not all(name in self.branches for name in self._fused_branches):  # some were removed
+            return False
+        if any(type(conv) not in (nn.Conv2d, SlicedConv2d) for conv in convs):
+            return False
         others = [branch for branch in self.branches.values() if isinstance(branch, _ConvNorm)]
         if not conditions.will_fuse(x, convs, norms, [*others, self.act]):
             return False
         return conditions.load_step() is not None
-
-    @torch.jit.unused
-    def has_fused_branches(self) -> bool:
-        """Whether this block is in training, with all branches that its fused step is made for, as it made them."""
-        if not (self.training and self.fused) or self.branches is None:
-            return False
-        if not all(name in self.branches for name in self._fused_branches):  # some were removed
-            return False
-        return all(type(conv) in (nn.Conv2d, SlicedConv2d) for conv in self.parts()[0])
 
     @torch.jit.unused
     def fused_forward(self, x: Tensor) -> Tensor:
@@ -351,6 +361,11 @@ class RepVGGBlock(_MultiBranchBlock):
         )
 
     @torch.jit.unused
+    def joins_graph(self, x: Tensor) -> bool:
+        """Never: one dense convolution in the whole network gains nothing."""
+        return False
+
+    @torch.jit.unused
     def may_fuse(self, x: Tensor) -> bool:
         """As the other blocks, but for images that require a gradient, which the fused step has not."""
         return super().may_fuse(x) and not x.requires_grad
@@ -406,6 +421,13 @@ class DepthBlock(_MultiBranchBlock):
         dilation = convs[0].dilation[0]
         return conditions.load_step().depth_step(x, weight, scale, *_parameters(norms), stride, dilation)
 
+    @torch.jit.unused
+    def compiled_forward(self, x: Tensor) -> Tensor:
+        """The output of ``x``, written for torch.compile."""
+        convs, norms = self.parts()
+        weight, scale = (conv.weight for conv in convs)
+        return inductor.depth(x, weight, scale, *_parameters(norms), convs[0].dilation[0])
+
 
 class PointBlock(_MultiBranchBlock):
     """``ReLU(BN(PW1x1(x)) + BN(PW1x1(x)))``, dense; with ``identity``, and where shapes allow it, ``+ BN(x)``.
@@ -453,6 +475,12 @@ class PointBlock(_MultiBranchBlock):
         x = x[:, :, ::stride, ::stride]
         weights = [conv.weight for conv in convs]
         return conditions.load_step().point_step(x, weights, *_parameters(norms), shuffle_groups)
+
+    @torch.jit.unused
+    def compiled_forward(self, x: Tensor) -> Tensor:
+        """The output of ``x``, written for torch.compile."""
+        convs, norms = self.parts()
+        return inductor.point(x, [conv.weight for conv in convs], *_parameters(norms), convs[0].stride[0])
 
 
 class ChannelShuffle(nn.Module):
@@ -554,29 +582,14 @@ class RDPModule(Reparameterizable):
         """Whether both blocks may be computed as fused train steps, the shuffle and the stride within them."""
         if not self.training or conditions.have_hooks([self.depth, self.shuffle, self.point]):
             return False
-        if x.device.type in conditions.GPUS:
-            return self._may_fuse_on_gpu(x)
         return self.depth.may_fuse(x) and self.point.may_fuse(x)
-
-    @torch.jit.unused
-    def _may_fuse_on_gpu(self, x: Tensor) -> bool:
-        blocks = (self.depth, self.point)
-        if not all(block.has_fused_branches() for block in blocks):
-            return False
-        parts = [block.parts() for block in blocks]
-        convs, norms = ([*depth, *point] for depth, point in zip(*parts))
-        return conditions.will_fuse_on_gpu(x, convs, norms, [block.act for block in blocks])
 
     @torch.jit.unused
     def fused_forward(self, x: Tensor) -> Tensor:
         """The output of ``x`` by two fused train steps."""
-        stride, groups = self.point.parts()[0][0].stride[0], getattr(self.shuffle, "groups", 1)
-        if x.device.type in conditions.GPUS:
-            parts = (self.depth.parts(), self.point.parts())
-            depth, point = (([conv.weight for conv in convs], norms) for convs, norms in parts)
-            dilation = self.depth.parts()[0][0].dilation[0]
-            return conditions.load_gpu_step().module_step(x, depth, point, stride, dilation, groups)
-        return self.point.fused_forward(self.depth.fused_forward(x, stride), groups, is_strided=True)
+        stride = self.point.parts()[0][0].stride[0]
+        between = self.depth.fused_forward(x, stride)
+        return self.point.fused_forward(between, getattr(self.shuffle, "groups", 1), is_strided=True)
 
     def reparameterize(self) -> None:
         """Change this module, in place, to the deploy form: depthwise 3x3, ReLU, pointwise 1x1, ReLU."""

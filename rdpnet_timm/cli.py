@@ -217,9 +217,8 @@ def _train(args: argparse.Namespace) -> None:
 
     from .measure.machine import require_threads
     from .train.data import better_elsewhere, read_data
-    from .train.plots import plot_history
     from .train.progress import progress_bar
-    from .train.release import release
+    from .train.release import finish
     from .train.trainer import train
 
     run = _run_of(args)
@@ -232,8 +231,7 @@ def _train(args: argparse.Namespace) -> None:
     with progress_bar(f"{args.model}, seed {args.seed}") as report:
         result = train(run, data, output, report)
     data_name = args.data_name or Path(args.data).resolve().name
-    card = release(result, run, data[1], output / "weights.safetensors", data_name)
-    plot_history(result.history, output / "training.png", f"{args.model} on {data_name}")
+    card = finish(result, run, data[1], output, data_name)
     print(f"train form {card['accuracy_train_form']:.2f} %, deploy form {card['accuracy_deploy_form']:.2f} % of")
     print(f"{card['test_images']} test images, in {card['seconds']} s; {output}/weights.safetensors")
 
@@ -328,7 +326,8 @@ def _table(args: argparse.Namespace) -> None:
         try:
             run = _run_of(trained)
             data = read_data(args.data, _image_size(run))
-            run_table(args.number, output, args.seeds, options, run, data, args.jobs, args.model)
+            name = trained.data_name or Path(args.data).resolve().name
+            run_table(args.number, output, args.seeds, options, run, data, args.jobs, args.model, name)
         except RuntimeError:
             print(format_table(args.number, output, args.column, args.model))
             raise

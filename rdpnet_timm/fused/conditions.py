@@ -12,12 +12,18 @@ from torch.nn.modules import module as torch_module
 from torch.utils import _python_dispatch as python_dispatch
 
 __all__ = [
-    "have_hooks", "is_installed", "leaves_graph", "load_gpu_step", "load_step", "norms_are_known", "track", "will_fuse",
-    "will_fuse_on_gpu",
-]  # fmt: skip
+    "have_hooks",
+    "is_installed",
+    "joins_graph",
+    "leaves_graph",
+    "load_step",
+    "norms_are_known",
+    "track",
+    "will_fuse",
+]
 
 SMALLEST = 256  # positions of a batch; with fewer, a fused step's calls cost more than the branches
-GPUS = ("cuda",)  # where a step is that of :mod:`.gpu_step`
+IN_GRAPH = ("cuda",)  # where a step is compiled rather than computed by our own loops
 DTYPES = (torch.float32, torch.float64)
 # torch's hooks of all modules; the function that asks for them all came after torch 2.5
 GLOBAL_HOOKS = tuple(f"_global_{kind}_hooks" for kind in ("forward", "forward_pre", "backward", "backward_pre"))
@@ -43,16 +49,6 @@ def load_step() -> Optional[ModuleType]:
         )
         return None
     return step
-
-
-@cache
-def load_gpu_step() -> Optional[ModuleType]:
-    """The module :mod:`.gpu_step`, or None where there is no Triton, which comes with torch where that has CUDA."""
-    try:
-        from . import gpu_step
-    except ImportError:
-        return None
-    return gpu_step
 
 
 def will_fuse(x: Tensor, convs: Sequence[nn.Conv2d], norms: Sequence[nn.Module], others: Sequence[nn.Module]) -> bool:
@@ -81,31 +77,6 @@ def will_fuse(x: Tensor, convs: Sequence[nn.Conv2d], norms: Sequence[nn.Module],
     return not have_hooks([*convs, *norms, *others])
 
 
-def will_fuse_on_gpu(
-    x: Tensor, convs: Sequence[nn.Conv2d], norms: Sequence[nn.Module], others: Sequence[nn.Module]
-) -> bool:
-    """As :func:`will_fuse`, of a whole module for an ``x`` on a GPU."""
-    if type(x) not in (Tensor, nn.Parameter) or x.dim() != 4 or not (_is_plain_eager() and norms_are_known(norms)):
-        return False
-    step = load_gpu_step()
-    if step is None or not _multiplies_in_tf32(x.device) or x.shape[1] > step.CHANNELS:
-        return False
-    # places in a map are 32 bits wide in the kernels
-    if x.dtype != torch.float32 or torch.is_autocast_enabled(x.device.type) or x.numel() >= 2**31:
-        return False
-    if x.shape[0] * x.shape[2] * x.shape[3] < SMALLEST or any(norm.momentum is None for norm in norms):
-        return False
-    parameters = [conv.weight for conv in convs] + [norm.weight for norm in norms] + [norm.bias for norm in norms]
-    if any(parameter.dtype != x.dtype or type(parameter) is not nn.Parameter for parameter in parameters):
-        return False
-    return not have_hooks([*convs, *norms, *others])
-
-
-@cache
-def _multiplies_in_tf32(device: torch.device) -> bool:
-    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 0)
-
-
 def leaves_graph(x: Tensor, norms: Sequence[nn.Module]) -> bool:
     """Whether a block that is being compiled is better left out of the graph, since ``x`` may be a fused step then.
 
@@ -123,6 +94,16 @@ def leaves_graph(x: Tensor, norms: Sequence[nn.Module]) -> bool:
 def _is_exporting() -> bool:
     """``torch.compiler.is_exporting()``, which torch 2.11 answers with yes for all that torch.compile traces."""
     return getattr(torch.compiler, "_is_exporting_flag", True)  # a torch that cannot be asked: one graph
+
+
+def joins_graph(x: Tensor, norms: Sequence[nn.Module]) -> bool:
+    """Whether a block that is being compiled is best written as :mod:`.inductor` has it."""
+    return (
+        torch.compiler.is_dynamo_compiling()
+        and not _is_exporting()
+        and x.device.type in IN_GRAPH
+        and norms_are_known(norms)
+    )
 
 
 def norms_are_known(norms: Sequence[nn.Module]) -> bool:

@@ -5,7 +5,7 @@ from typing import Callable, Dict, Iterator
 
 from ..extras import require
 
-__all__ = ["progress_bar"]
+__all__ = ["epoch_line", "progress_bar"]
 
 
 @contextmanager
@@ -21,11 +21,15 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int, Dict[str, float]], 
         def report(step: int, steps: int, record: Dict[str, float]) -> None:
             progress.update(task, completed=step, total=steps)
             if record:
-                console.print(
-                    f"epoch {record['epoch']:g}: training loss {record['train_loss']:.3f}, accuracy "
-                    f"{record['train_accuracy']:.1f} %; test {record['test_accuracy']:.2f} %; "
-                    f"{record['images_per_second']:.0f} images/s",
-                    highlight=False,
-                )
+                console.print(epoch_line(record), highlight=False)
 
         yield report
+
+
+def epoch_line(record: Dict[str, float]) -> str:
+    """A line about an epoch, from its record in ``log.jsonl``."""
+    return (
+        f"epoch {record['epoch']:g}: training loss {record['train_loss']:.3f}, accuracy "
+        f"{record['train_accuracy']:.1f} %; test {record['test_accuracy']:.2f} %; "
+        f"{record['images_per_second']:.0f} images/s"
+    )

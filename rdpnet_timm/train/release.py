@@ -15,9 +15,25 @@ from ..convert import reparameterize
 from ..files import atomic_path, sha256
 from ..measure.machine import describe
 from .data import Images
+from .plots import plot_history
 from .trainer import Evaluation, Result, Run, evaluate
 
-__all__ = ["release"]
+__all__ = ["finish", "release"]
+
+
+def finish(result: Result, run: Run, test: Images, output: Path, data: str) -> Dict[str, Any]:
+    """What is left of a run in its folder: ``weights.safetensors``, their card, which is returned, and its curves.
+
+    Args:
+        result: the finished run.
+        run: what was run.
+        test: the test images.
+        output: the folder.
+        data: the name of the data set, for card and curves.
+    """
+    card = release(result, run, test, output / "weights.safetensors", data)
+    plot_history(result.history, output / "training.png", f"{run.model} on {data}")
+    return card
 
 
 def release(result: Result, run: Run, test: Images, path: Path, data: str) -> Dict[str, Any]:

@@ -5,14 +5,16 @@ import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from ..measure.published import PAPER
 from .data import Images
+from .progress import epoch_line
 from .recipe import Recipe
-from .trainer import Run
+from .release import finish
+from .trainer import Job, Run, train_together
 
 __all__ = ["TABLES", "Network", "format_table", "networks", "run_table"]
 
@@ -28,6 +30,8 @@ class Network(NamedTuple):
         """Of ``rdpnet train``."""
         return ["--model", self.model, "--model-args", *(f"{name}={value}" for name, value in self.model_args.items())]
 
+
+Work = Tuple[str, Run, Path]  # a run with a name for messages and its folder
 
 TABLES: Dict[int, Dict[str, Network]] = {
     3: {
@@ -76,8 +80,11 @@ def run_table(
     data: Tuple[Images, Images],
     jobs: int = 1,
     model: Optional[str] = None,
+    data_name: str = "",
 ) -> None:
-    """Make the runs of a table, each in a process and a folder of its own; those that are finished are left out.
+    """Make the runs of a table, each in a folder of its own; those that are finished are left out.
+
+    On a CPU each is a process of its own; on a GPU they share this one, see :func:`.trainer.train_together`.
 
     Args:
         number: 3 or 8.
@@ -88,6 +95,7 @@ def run_table(
         data: what is read from the data that ``options`` name.
         jobs: how many runs at the same time; several small ones can share one GPU.
         model: of all rows, see :func:`networks`.
+        data_name: the name of the data set, for the cards.
 
     Raises:
         ValueError: a folder holds a finished run of other settings or data; nothing was run then.
@@ -106,17 +114,61 @@ def run_table(
             else:
                 unfinished.append((row, seed))
 
-    def start(work: Tuple[str, int]) -> str:
-        row, seed = work
-        command = [sys.executable, "-m", "rdpnet_timm.cli", "train", *options, *rows[row].options]
-        folder = _folder(output, row, seed)
-        finished = subprocess.run([*command, "--seed", str(seed), "--output", str(folder)])
-        return f"{row}, seed {seed}: exit status {finished.returncode}" if finished.returncode else ""
-
-    with ThreadPoolExecutor(jobs) as pool:
-        failures = [failure for failure in pool.map(start, unfinished) if failure]
+    work = [
+        (
+            f"{row}, seed {seed}",
+            replace(run, model=rows[row].model, model_args=_arguments(rows[row]), seed=seed),
+            folder,
+        )
+        for row, seed in unfinished
+        for folder in [_folder(output, row, seed)]
+    ]
+    make = _in_this_process if run.device != "cpu" else _in_processes
+    failures = make(work, jobs, options, data, data_name)
     if failures:
         raise RuntimeError(f"{len(failures)} runs failed, see their messages above: {'; '.join(failures)}")
+
+
+def _arguments(network: Network) -> Tuple[Tuple[str, Any], ...]:
+    return tuple(sorted(network.model_args.items()))
+
+
+def _in_processes(
+    work: Sequence[Work], jobs: int, options: Sequence[str], data: Tuple[Images, Images], data_name: str
+) -> List[str]:
+    """Make the runs by ``rdpnet train``, and say which failed."""
+
+    def start(each: Work) -> str:
+        name, run, folder = each
+        command = [sys.executable, "-m", "rdpnet_timm.cli", "train", *options]
+        command += Network(run.model, dict(run.model_args)).options
+        finished = subprocess.run([*command, "--seed", str(run.seed), "--output", str(folder)])
+        return f"{name}: exit status {finished.returncode}" if finished.returncode else ""
+
+    with ThreadPoolExecutor(jobs) as pool:
+        return [failure for failure in pool.map(start, work) if failure]
+
+
+def _in_this_process(
+    work: Sequence[Work], jobs: int, options: Sequence[str], data: Tuple[Images, Images], data_name: str
+) -> List[str]:
+    """Make the runs a step of each in turn, and say which failed."""
+
+    def reporter(name: str) -> Callable[[int, int, Dict[str, float]], None]:
+        def report(step: int, steps: int, record: Dict[str, float]) -> None:
+            if record:
+                print(f"{name}: {epoch_line(record)}", flush=True)
+
+        return report
+
+    runs = [Job(run, data, folder, reporter(name)) for name, run, folder in work]
+    results = train_together(
+        runs, lambda job, result: finish(result, job.run, data[1], Path(job.output), data_name), jobs
+    )
+    failures = {name: result for (name, _, _), result in zip(work, results) if isinstance(result, Exception)}
+    for name, error in failures.items():
+        print(f"{name}: {error}", file=sys.stderr)
+    return [f"{name}: {type(error).__name__}" for name, error in failures.items()]
 
 
 def _digests(data: Tuple[Images, Images]) -> Dict[str, str]:

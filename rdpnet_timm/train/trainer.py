@@ -1,5 +1,6 @@
 """One training run: resumable at any step, seeded, logged as JSON lines, its result evaluated in both forms."""
 
+import itertools
 import json
 import math
 import pickle
@@ -8,6 +9,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -21,14 +23,16 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from ..allocator import keep_freed_memory
+from ..blocks import RDPModule
 from ..convert import reparameterize
 from ..files import atomic_path
+from ..fused.conditions import IN_GRAPH
 from ..measure.difference import evaluating
 from .data import Images, augmented_batch, mixed_batch, normalized
 from .recipe import Recipe
 from .recorded import Recorded, update
 
-__all__ = ["Evaluation", "Job", "Result", "Run", "evaluate", "predict", "train", "train_together"]
+__all__ = ["Evaluation", "Job", "Result", "Run", "compile_model", "evaluate", "predict", "train", "train_together"]
 
 Report = Callable[[int, int, Dict[str, float]], None]
 STAGGER = 50  # steps by which a run begins after the one before it, see train_together
@@ -171,7 +175,9 @@ class Job:
 
 
 def train_together(
-    jobs: Sequence[Job], finish: Callable[[Job, Result], None] = lambda job, result: None
+    jobs: Sequence[Job],
+    finish: Callable[[Job, Result], object] = lambda job, result: None,
+    at_once: Optional[int] = None,
 ) -> List[Union[Result, Exception]]:
     """Train several runs in one process, a step of each in turn; on a GPU each in a stream of its own.
 
@@ -181,6 +187,7 @@ def train_together(
     Args:
         jobs: the runs; they may differ in everything.
         finish: called with each run that has come to its end, at once.
+        at_once: how many run at the same time; all by default.
 
     Returns:
         The results in the order of ``jobs``; in place of one what the run raised, which does not end the others.
@@ -189,32 +196,33 @@ def train_together(
         SystemExit: with status 143 or 130, after a signal, when all runs have written their checkpoints.
     """
     found: Dict[int, Union[Result, Exception]] = {}
-    stops: List[SystemExit] = []
+    waiting = list(enumerate(jobs))
+    running: List[Tuple[int, Job, Generator[None, None, Result], Optional[torch.cuda.Stream]]] = []
+    stop: Optional[SystemExit] = None
     with _stop_signals() as stopped:
-        steps = {index: _training(job, stopped) for index, job in enumerate(jobs)}
-        streams = {index: _stream(job.run.device) for index, job in enumerate(jobs)}
-        turn = 0
-        while steps:
-            for index in list(steps):
-                # Runs that came to the ends of their epochs together would leave the GPU idle while they evaluate.
-                if turn < index * STAGGER:
-                    continue
-                job = jobs[index]
+        for turn in itertools.count():
+            # Runs that came to the ends of their epochs together would leave the GPU idle while they evaluate.
+            if waiting and not stopped and turn % STAGGER == 0 and len(running) < (at_once or len(jobs)):
+                index, job = waiting.pop(0)
+                running.append((index, job, _training(job, stopped), _stream(job.run.device)))
+            if not running and (stopped or not waiting):
+                break
+            for each in list(running):
+                index, job, steps, stream = each
                 try:
-                    with torch.cuda.stream(streams[index]):
-                        result = _advanced(steps[index])
+                    with torch.cuda.stream(stream):
+                        result = _advanced(steps)
                         if result is None:
                             continue
                         finish(job, result)
                         found[index] = result
-                except SystemExit as stop:
-                    stops.append(stop)
+                except SystemExit as exit:
+                    stop = exit
                 except Exception as error:
                     found[index] = error
-                del steps[index]
-            turn += 1
-    if stops:
-        raise stops[0]
+                running.remove(each)
+    if stopped and (stop or waiting):
+        raise stop or SystemExit(128 + stopped[0])
     return [found[index] for index in range(len(jobs))]
 
 
@@ -263,7 +271,7 @@ def _training(job: Job, stopped: List[int]) -> Generator[None, None, Result]:
     )
     state = _Checkpoint(output / "checkpoint.pt", run, len(training), digests, epoch_steps, model, ema, optimizer)
     step, history, begun = state.load()
-    forward = torch.compile(model, mode=run.compile) if run.compile else model
+    forward = compile_model(model, run.compile) if run.compile else model
     generator = torch.Generator(run.device)
     order = indices = torch.zeros(batch_size, dtype=torch.int64, device=device)
     rate = torch.zeros((), device=device)
@@ -341,9 +349,21 @@ def _training(job: Job, stopped: List[int]) -> Generator[None, None, Result]:
             raise SystemExit(128 + stopped[0])
         yield
 
-    model = ema.module if ema is not None else model
+    model = deepcopy(ema.module if ema is not None else model)  # a copy is not compiled
     forms = evaluate(model, test), evaluate(reparameterize(model), test)
     return Result(model, *forms, history, len(training), digests)
+
+
+def compile_model(model: nn.Module, mode: str) -> nn.Module:
+    """``model`` compiled; on a GPU its modules one by one, in place, of which those of one shape share the work."""
+    modules = [module for module in model.modules() if isinstance(module, RDPModule)]
+    if not modules or next(model.parameters()).device.type not in IN_GRAPH:
+        return torch.compile(model, mode=mode)
+    limit = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"
+    setattr(torch._dynamo.config, limit, 128)  # shapes of all networks that are trained together
+    for module in modules:
+        module.compile(mode=mode, dynamic=False)
+    return model
 
 
 def _mixed(*numbers: int) -> int:

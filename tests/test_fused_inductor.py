@@ -1,0 +1,80 @@
+"""The blocks as torch.compile finds them on a GPU, against their branches, here on a CPU."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import nn
+
+from rdpnet_timm.blocks import DepthBlock, PointBlock, RDPModule, set_fused
+from rdpnet_timm.fused import conditions, inductor
+from rdpnet_timm.measure.difference import randomize_norms
+
+
+def assert_same_step(module: nn.Module, branches: nn.Module, found: torch.Tensor, x: torch.Tensor) -> None:
+    """Outputs, gradients of input and parameters, and buffers, of ``branches`` computed one by one and of ``found``."""
+    other = x.detach().clone().requires_grad_()
+    expected = branches(other)
+    gradient = torch.randn_like(expected)
+    found.backward(gradient)
+    expected.backward(gradient)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(x.grad, other.grad, rtol=1e-8, atol=1e-11)
+    for (name, ours), theirs in zip(module.named_parameters(), branches.parameters()):
+        torch.testing.assert_close(
+            ours.grad, theirs.grad, rtol=1e-8, atol=1e-11, msg=lambda text, n=name: f"{n}: {text}"
+        )
+    for (name, ours), theirs in zip(module.named_buffers(), branches.buffers()):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12, msg=lambda text, n=name: f"{n}: {text}")
+
+
+def in_training(module: nn.Module) -> nn.Module:
+    return set_fused(randomize_norms(module.double().to(memory_format=torch.channels_last)).train(), False)
+
+
+def images(channels: int, height: int, width: int) -> torch.Tensor:
+    x = torch.randn(3, channels, height, width, dtype=torch.float64)
+    return x.contiguous(memory_format=torch.channels_last).requires_grad_()
+
+
+@pytest.mark.parametrize(("dilation", "size"), [(1, (7, 5)), (2, (6, 6)), (4, (5, 9)), (1, (1, 1))])
+def test_the_depth_block(dilation, size):
+    block = in_training(DepthBlock(6, dilation))
+    branches, x = deepcopy(block), images(6, *size)
+    assert_same_step(block, branches, block.compiled_forward(x), x)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"stride": 2}, {"identity": True}, {"single_branch": True}], ids=str)
+def test_the_point_block(arguments):
+    block = in_training(PointBlock(6, 6, **arguments))
+    branches, x = deepcopy(block), images(6, 7, 5)
+    assert_same_step(block, branches, block.compiled_forward(x), x)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [{}, {"stride": 2}, {"single_branch": True}], ids=str)
+def test_torch_compile_finds_them(arguments, monkeypatch):
+    calls = []
+    for name in ("depth", "point"):
+        function = getattr(inductor, name)
+        monkeypatch.setattr(inductor, name, lambda *args, f=function, n=name: calls.append(n) or f(*args))
+    monkeypatch.setattr(conditions, "IN_GRAPH", ("cpu",))
+    monkeypatch.setattr(conditions, "IS_INSTALLED", False)  # whose loops would be left out of the graph
+    module = in_training(RDPModule(4, 8, **arguments))
+    branches, x = deepcopy(module), images(4, 6, 6)
+    set_fused(module, True)
+    found = torch.compile(module, backend="aot_eager")(x)
+    # one branch is no sum: its convolution stays what it is
+    assert calls == (["point"] if "single_branch" in arguments else ["depth", "point"])
+    assert_same_step(module, branches, found, x)
+
+
+def test_only_compiled_training_takes_them(monkeypatch):
+    monkeypatch.setattr(conditions, "IN_GRAPH", ("cpu",))
+    monkeypatch.setattr(conditions, "IS_INSTALLED", False)
+    for name in ("depth", "point"):
+        monkeypatch.setattr(inductor, name, lambda *args: pytest.fail("must not be called"))
+    module, x = RDPModule(4, 8), torch.randn(2, 4, 6, 6)
+    module(x)
+    torch.compile(module.eval(), backend="eager")(x)
+    torch.compile(set_fused(module.train(), False), backend="eager")(x)
