@@ -3,14 +3,15 @@
 #
 # CIFAR10 and CIFAR100 are folders as `rdpnet train` takes them. Results go to OUTPUT (runs/gpu) as they come, one
 # Markdown file a table; a step that fails is named in OUTPUT/failed.txt and the others go on. The same command resumes:
-# finished runs are left out, unfinished ones go on from their last checkpoint. EPOCHS, SEEDS, JOBS and DEVICE change
-# what their names say (EPOCHS=0.01 DEVICE=cpu tries the whole script on a CPU).
+# finished runs are left out, unfinished ones go on from their last checkpoint. EPOCHS, SEEDS, JOBS (runs at the same
+# time, in one process) and DEVICE change what their names say (EPOCHS=0.01 DEVICE=cpu tries it all on a CPU).
 set -uo pipefail
 : "${CIFAR10:?name the folder with CIFAR-10: make gpu CIFAR10=... CIFAR100=...}"
 : "${CIFAR100:?name the folder with CIFAR-100: make gpu CIFAR10=... CIFAR100=...}"
 cd "$(dirname "$0")/.."
 bin=.venv/bin output=${OUTPUT:-runs/gpu}
-options=(--device "${DEVICE:-cuda}" --amp ${EPOCHS:+--epochs "$EPOCHS"})
+options=(--device "${DEVICE:-cuda}" ${EPOCHS:+--epochs "$EPOCHS"})
+[ "${DEVICE:-cuda}" = cpu ] || options+=(--compile)
 mkdir -p "$output" && : >"$output/failed.txt"
 
 step() { # step NAME COMMAND...: run it, keep what it prints
@@ -19,7 +20,7 @@ step() { # step NAME COMMAND...: run it, keep what it prints
 }
 
 table() { # table NAME NUMBER DATA COLUMN SEEDS RECIPE
-    step "$1" $bin/rdpnet table "$2" "$3" -o "$output/$1" --column "$4" --seeds $5 --jobs "${JOBS:-3}" --recipe "$6" "${options[@]}"
+    step "$1" $bin/rdpnet table "$2" "$3" -o "$output/$1" --column "$4" --seeds $5 --jobs "${JOBS:-6}" --recipe "$6" "${options[@]}"
     $bin/rdpnet table "$2" --print -o "$output/$1" --column "$4" >"$output/$1.md"
 }
 
