@@ -126,7 +126,7 @@ def test_recorded_calls_are_calls():
             F.cross_entropy(network(x), torch.arange(16, device=DEVICE) % 4).backward()
             update(optimizer, rate) if optimizer.state else optimizer.step()
 
-        recorded = Recorded(step, [generator])
+        recorded = Recorded(step, [generator], enabled=DEVICE == "cuda")
         wait = torch.cuda.synchronize if DEVICE == "cuda" else lambda: None
         wait()  # for what the default stream has begun
         with torch.cuda.stream(torch.cuda.Stream()) if DEVICE == "cuda" else nullcontext():

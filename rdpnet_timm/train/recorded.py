@@ -19,20 +19,26 @@ WARM_UP = 3  # calls before the recording: libraries choose their kernels and ta
 class Recorded:
     """A function without arguments and result, whose every call does the same on the same tensors.
 
-    Its calls must come in one stream, which is not the device's default one. On a CPU it is only called.
+    Its calls must come in one stream, which is not the device's default one.
     """
 
-    def __init__(self, function: Callable[[], None], generators: Sequence[torch.Generator]) -> None:
-        """``generators``: from which ``function`` draws; they can be seeded between calls, as for any function."""
+    def __init__(
+        self, function: Callable[[], None], generators: Sequence[torch.Generator], enabled: bool = True
+    ) -> None:
+        """Record ``function`` or, where that is not ``enabled``, call it.
+
+        ``generators`` are those from which it draws; they can be seeded between calls, as for any function.
+        """
         self.function = function
         self.generators = generators
+        self.enabled = enabled
         self.calls = 0
         self.graph: Optional[torch.cuda.CUDAGraph] = None
 
     def __call__(self) -> None:
         """Do it once more."""
         self.calls += 1
-        if self.calls <= WARM_UP or any(generator.device.type != "cuda" for generator in self.generators):
+        if not self.enabled or self.calls <= WARM_UP:
             self.function()
             return
         if self.graph is None:

@@ -49,7 +49,8 @@ class Run:
         model_args: arguments of the model, such as ``shuffle_groups=0``.
         device: 'cpu', 'cuda', ...
         amp: autocast to bfloat16.
-        compile: mode of ``torch.compile`` ('default', 'reduce-overhead' for CUDA graphs, ...); '' does not compile.
+        compile: mode of ``torch.compile``; '' does not compile. With these two, '' and 'default', whole steps are
+            recorded as CUDA graphs on a GPU; modes such as 'reduce-overhead' record parts of them by themselves.
     """
 
     model: str
@@ -299,7 +300,7 @@ def _training(job: Job, stopped: List[int]) -> Generator[None, None, Result]:
 
     count, saved = begun.steps, time.perf_counter()
     since = saved - begun.seconds
-    recorded = {shrinks: Recorded(partial(take_step, shrinks), [generator]) for shrinks in (False, True)}
+    steps_of = {shrinks: Recorded(partial(take_step, shrinks), [generator], is_recorded) for shrinks in (False, True)}
     model.train()
     while step < steps:
         if order is indices or step % epoch_steps == 0:
@@ -312,7 +313,7 @@ def _training(job: Job, stopped: List[int]) -> Generator[None, None, Result]:
         rate.fill_(learning_rate)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
-        (recorded[shrinks] if is_recorded else recorded[shrinks].function)()
+        steps_of[shrinks]()
         step, count = step + 1, count + 1
         if ema is not None:
             ema.update(model, step)
