@@ -326,7 +326,7 @@ def _weights_cfgs() -> Dict[str, Dict[str, Any]]:
             label_names=tuple(card["classes"]),
             description=weights.description(card),
         )
-    return {f"{name}*" if name.endswith(".c10_jpeg") else name: cfg for name, cfg in cfgs.items()}
+    return {f"{name}*" if name.endswith(".c10") else name: cfg for name, cfg in cfgs.items()}
 
 
 default_cfgs = generate_default_cfgs(

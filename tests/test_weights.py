@@ -13,7 +13,7 @@ import rdpnet_timm
 from rdpnet_timm import weights
 
 NAMES = weights.names()
-CIFAR, DIGITS = "rdpnet_025_cifar.c10_jpeg", "rdpnet_025_cifar.digits"
+CIFAR, DIGITS = "rdpnet_025_cifar.c10", "rdpnet_025_cifar.digits"
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +54,7 @@ def test_the_model_has_the_cards_classes_and_the_files_weights(name):
 
 def test_the_bare_name_stands_for_the_weights_of_cifar():
     model = timm.create_model("rdpnet_025_cifar", pretrained=True)
-    assert model.pretrained_cfg["tag"] == "c10_jpeg"
+    assert model.pretrained_cfg["tag"] == "c10"
     assert model.pretrained_cfg["mean"] == pytest.approx((0.4914, 0.4822, 0.4465))
     for key, tensor in load_file(weights.FOLDER / f"{CIFAR}.safetensors").items():
         assert torch.equal(model.state_dict()[key], tensor.to(model.state_dict()[key].dtype)), key

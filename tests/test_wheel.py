@@ -110,7 +110,7 @@ def installed(wheel: Path, tmp_path: Path, request: pytest.FixtureRequest) -> It
 def test_the_core_needs_torch_torchvision_and_timm_alone(base: Installed) -> None:
     absent = "assert not [n for n in ('onnx', 'rich', 'matplotlib', 'mmengine') if importlib.util.find_spec(n)]"
     code = "import timm; m = timm.create_model('rdpnet_025_cifar', pretrained=True); print(m.pretrained_cfg['tag'])"
-    assert "c10_jpeg" in base.run("python", "-c", f"import importlib.util; {absent}; {code}")
+    assert "c10" in base.run("python", "-c", f"import importlib.util; {absent}; {code}")
     assert "rdpnet_150" in base.run("rdpnet", "info")
     base.run("python", "-c", code + "; import torch; torch.save(m.state_dict(), 'trained.pth')")
     named = ("--model", "rdpnet_025_cifar")
