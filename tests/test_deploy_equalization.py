@@ -154,6 +154,23 @@ def test_a_dead_channel_stays_dead_and_finite():
     assert relative(equalize_activations(model, x)(x), model(x)) < 1e-12
 
 
+def test_what_reads_a_channel_that_is_a_constant_gets_a_range_like_any_other():
+    model = deployed()
+    first, second = straight_path(model)[:2]
+    with (
+        torch.no_grad()
+    ):  # as training leaves a channel whose weights decayed: one value, and a tiny variance behind it
+        first.weight[1], first.bias[1] = 0.0, 0.7
+        second.weight[1] *= 500 / second.weight[1].abs().max()
+    x = torch.randn(2, 3, 32, 32).double()
+    equalized = equalize(model).model
+    assert relative(equalized(x), model(x)) < 1e-9
+    first, second = straight_path(equalized)[:2]
+    weights = second.weight.flatten(1).abs().amax(1)
+    assert weights[1].item() == pytest.approx(first.bias[1].item(), rel=2e-2)
+    assert weights[1] < 30  # of 500, the other part being the constant's
+
+
 def test_any_straight_path_will_do():
     path = nn.Sequential(
         nn.Conv2d(3, 8, 3, bias=False), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 12, 3, groups=4), nn.LeakyReLU(),

@@ -172,8 +172,10 @@ def equalize(model: nn.Module, inplace: bool = False, tolerance: float = 1e-2, m
         change, sweeps = 0.0, sweeps + 1
         for index, layer in enumerate(layers[1:]):
             outputs, inputs = ranges[index].weight.amax(1), _input_ranges(ranges[index + 1], groups_of(layer))
+            # A channel that died in training is a constant, its bias; what reads it can be of any size.
+            outputs = torch.where(outputs == 0, ranges[index].bias.abs(), outputs)
             factors = torch.sqrt(inputs / outputs)
-            factors[(outputs == 0) | (inputs == 0)] = 1.0  # a dead channel may have any range
+            factors[(outputs == 0) | (inputs == 0)] = 1.0  # and where that is 0, so is what comes of it
             ranges[index] = scale_outputs(ranges[index], factors)
             ranges[index + 1] = scale_inputs(ranges[index + 1], 1 / factors, groups_of(layer))
             total[index] *= factors
