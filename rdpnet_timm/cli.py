@@ -160,9 +160,20 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 
 
 def _device(args: argparse.Namespace) -> str:
+    """The device that was named, once a number has been there and back; else the one there is.
+
+    Raises:
+        ValueError: it cannot be used.
+    """
     import torch
 
-    return args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    name = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=name).item()
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        reason = str(error).splitlines()[0].split(". ")[0]
+        raise ValueError(f"cannot use the device '{name}' ({reason}); leave out --device, or name cpu") from None
+    return name
 
 
 class _Settings(argparse.Action):

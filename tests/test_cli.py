@@ -140,3 +140,17 @@ def test_parsing_imports_neither_torch_nor_timm(words: Any) -> None:
 def test_a_wrong_command_prints_the_usage_with_status_2() -> None:
     result = subprocess.run([sys.executable, "-m", "rdpnet_timm.cli", "nonsense"], capture_output=True, text=True)
     assert result.returncode == 2 and "usage: rdpnet" in result.stderr and "reparam" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["train", "digits", "-o", "out"], ["evaluate", "digits"], ["table", "8", "digits", "-o", "out"]],
+    ids=str,
+)
+@pytest.mark.parametrize("device", ["nonsense", "meta", "cuda:99"])
+def test_a_device_that_is_not_there_is_named(command, device, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([*command, "--device", device]) == 1
+    error = capsys.readouterr().err
+    assert f"cannot use the device '{device}' (" in error and "name cpu" in error and len(error.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
