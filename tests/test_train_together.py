@@ -87,7 +87,7 @@ def test_a_tables_runs_in_one_process_leave_what_processes_leave(data, tmp_path,
     work = [(f"seed {seed}", replace(run, seed=seed), tmp_path / str(seed)) for seed in range(2)]
     (tmp_path / "1").mkdir()
     (tmp_path / "1" / "checkpoint.pt").write_bytes(b"none")
-    failures = tables._in_this_process(work, 2, [], data, "noise")
+    failures = tables._in_this_process(work, 2, data, "noise")
     assert failures == ["seed 1: ValueError"]
     card = json.loads((tmp_path / "0" / "weights.json").read_text())
     assert card["data"] == "noise" and card["seed"] == 0 and (tmp_path / "0" / "training.png").exists()

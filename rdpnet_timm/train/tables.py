@@ -123,8 +123,10 @@ def run_table(
         for row, seed in unfinished
         for folder in [_folder(output, row, seed)]
     ]
-    make = _in_this_process if run.device != "cpu" else _in_processes
-    failures = make(work, jobs, options, data, data_name)
+    if run.device == "cpu":
+        failures = _in_processes(work, jobs, options)
+    else:
+        failures = _in_this_process(work, jobs, data, data_name)
     if failures:
         raise RuntimeError(f"{len(failures)} runs failed, see their messages above: {'; '.join(failures)}")
 
@@ -133,9 +135,7 @@ def _arguments(network: Network) -> Tuple[Tuple[str, Any], ...]:
     return tuple(sorted(network.model_args.items()))
 
 
-def _in_processes(
-    work: Sequence[Work], jobs: int, options: Sequence[str], data: Tuple[Images, Images], data_name: str
-) -> List[str]:
+def _in_processes(work: Sequence[Work], jobs: int, options: Sequence[str]) -> List[str]:
     """Make the runs by ``rdpnet train``, and say which failed."""
 
     def start(each: Work) -> str:
@@ -149,9 +149,7 @@ def _in_processes(
         return [failure for failure in pool.map(start, work) if failure]
 
 
-def _in_this_process(
-    work: Sequence[Work], jobs: int, options: Sequence[str], data: Tuple[Images, Images], data_name: str
-) -> List[str]:
+def _in_this_process(work: Sequence[Work], jobs: int, data: Tuple[Images, Images], data_name: str) -> List[str]:
     """Make the runs a step of each in turn, and say which failed."""
 
     def reporter(name: str) -> Callable[[int, int, Dict[str, float]], None]:

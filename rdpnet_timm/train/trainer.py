@@ -274,7 +274,8 @@ def _training(job: Job, stopped: List[int]) -> Generator[None, None, Result]:
     step, history, begun = state.load()
     forward = compile_model(model, run.compile) if run.compile else model
     generator = torch.Generator(run.device)
-    order = indices = torch.zeros(batch_size, dtype=torch.int64, device=device)
+    order: Optional[Tensor] = None
+    indices = torch.zeros(batch_size, dtype=torch.int64, device=device)
     rate = torch.zeros((), device=device)
     losses, hits = (torch.tensor(number, device=run.device) for number in (begun.loss, begun.hits))
     is_recorded = device.type == "cuda" and run.compile in ("", "default") and not recipe.mixup
@@ -303,7 +304,7 @@ def _training(job: Job, stopped: List[int]) -> Generator[None, None, Result]:
     steps_of = {shrinks: Recorded(partial(take_step, shrinks), [generator], is_recorded) for shrinks in (False, True)}
     model.train()
     while step < steps:
-        if order is indices or step % epoch_steps == 0:
+        if order is None or step % epoch_steps == 0:
             generator.manual_seed(_mixed(run.seed, step // epoch_steps, 1))
             order = torch.randperm(len(training), generator=generator, device=run.device)
         generator.manual_seed(_mixed(run.seed, step, 2))
