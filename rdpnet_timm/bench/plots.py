@@ -52,9 +52,8 @@ def _best_by_precision(lines: Sequence[Row]) -> List[Dict[str, Any]]:
     What quantises wrongly is left out.
     """
     precisions = list(dict.fromkeys(row["precision"] for row in lines))
-    panels = {f"{precision}, fastest runtime": [precision] for precision in precisions}
-    if len(precisions) > 1:
-        panels["each in its best precision"] = precisions
+    panels = {"each in its best precision": precisions} if len(precisions) > 1 else {}
+    panels |= {f"{precision}, fastest runtime": [precision] for precision in precisions}
     groups: Dict[Any, List[Row]] = {}
     for row in lines:
         for panel, allowed in panels.items():
@@ -76,17 +75,20 @@ def pareto_front(points: Mapping[str, Tuple[float, float]]) -> List[str]:
 
 
 def _panels(pyplot: Any, lines: Sequence[Row], height: float) -> Tuple[Any, Dict[Tuple[str, int], Any]]:
-    """A figure with a column of panels per precision and a row per number of threads."""
-    backends, threads = (list(dict.fromkeys(row[key] for row in lines)) for key in ("panel", "threads"))
-    size = (5.2 * len(backends), height * len(threads))
-    figure, axes = pyplot.subplots(len(threads), len(backends), figsize=size, squeeze=False, layout="constrained")
-    panels = {}
-    for number, line_of_axes in zip(threads, axes):
-        for backend, axis in zip(backends, line_of_axes):
-            axis.set_title(_panel(backend, number), fontsize=10)
-            axis.grid(alpha=0.3)
-            panels[backend, number] = axis
-    return figure, panels
+    """A figure with a panel for each precision and number of threads, two in a row, which a page shows in full size."""
+    precisions, threads = (list(dict.fromkeys(row[key] for row in lines)) for key in ("panel", "threads"))
+    panels = [(precision, number) for number in threads for precision in precisions]
+    columns = min(2, len(panels))
+    rows_needed = -(-len(panels) // columns)
+    size = (5.2 * columns, height * rows_needed)
+    figure, axes = pyplot.subplots(rows_needed, columns, figsize=size, squeeze=False, layout="constrained")
+    for axis in axes.flat[len(panels) :]:
+        axis.remove()
+    drawn = dict(zip(panels, axes.flat))
+    for panel, axis in drawn.items():
+        axis.set_title(_panel(*panel), fontsize=10)
+        axis.grid(alpha=0.3)
+    return figure, drawn
 
 
 def _accuracy_figure(pyplot: Any, lines: Sequence[Row], accuracy: Mapping[str, float]) -> Any:
@@ -107,13 +109,23 @@ def _accuracy_figure(pyplot: Any, lines: Sequence[Row], accuracy: Mapping[str, f
         for name, point in points.items():
             marker, area = ("*", 90) if _is_ours(name) else ("o", 28)
             axis.scatter(*point, color=_colour(name), marker=marker, s=area)
-        axis.margins(x=0.15, y=0.1)
-        axis.set(xlabel="shortest time, ms", ylabel="ImageNet top-1, %, as published")
+        axis.set_xscale("log", subs=[])
+        axis.set_xticks([0.5, 1, 2, 3, 4, 6, 8, 10, 15, 20, 30, 50, 100], minor=False)
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.set_xlim(*_spread([time for time, _ in points.values()]))
+        axis.margins(y=0.1)
+        axis.set(xlabel="shortest time, ms, log scale", ylabel="ImageNet top-1, %, as published")
         labelled[axis] = points
     figure.canvas.draw()  # only a figure once drawn knows where its points are
     for axis, points in labelled.items():
         _label(axis, points)
     return figure
+
+
+def _spread(times: Sequence[float]) -> Tuple[float, float]:
+    """Ends of a logarithmic axis that leaves room for names beside the fastest and the slowest."""
+    room = (max(times) / min(times)) ** 0.2
+    return min(times) / room, max(times) * room
 
 
 def _panel(panel: str, threads: int) -> str:
