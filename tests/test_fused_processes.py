@@ -41,15 +41,41 @@ def start(code, *arguments, **environment):
 
 
 def finish(*processes):
-    for process in processes:
-        printed, _ = process.communicate()
+    """What they printed."""
+    outputs = [process.communicate()[0] for process in processes]
+    for process, printed in zip(processes, outputs):
         assert process.returncode == 0, f"exit {process.returncode}\n{printed[-3000:]}"
+    return outputs
 
 
 def test_processes_that_start_at_once_compile_into_one_cache(tmp_path):
     finish(*(start(STEP, NUMBA_CACHE_DIR=str(tmp_path)) for _ in range(2)))
     assert list(tmp_path.rglob("*.nbi"))
     finish(start(STEP, NUMBA_CACHE_DIR=str(tmp_path)))  # what they have left can be read
+
+
+BITS = """
+    import hashlib, torch
+    from rdpnet_timm.blocks import RDPModule
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    digest = hashlib.sha256()
+    for channels, dtype in (16, torch.float32), (10, torch.float32), (16, torch.bfloat16), (16, torch.float64):
+        module = RDPModule(channels, 2 * channels, 2).to(torch.promote_types(dtype, torch.float32)).train()
+        x = torch.randn(4, channels, 12, 12, dtype=torch.promote_types(dtype, torch.float32), requires_grad=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            assert module.may_fuse(x)
+            out = module(x)
+        out.float().square().sum().backward()
+        for tensor in [out, x.grad, *(parameter.grad for parameter in module.parameters()), *module.buffers()]:
+            digest.update(tensor.detach().double().contiguous().numpy().tobytes())
+    print(digest.hexdigest())
+"""
+
+
+def test_code_from_the_cache_computes_the_bits_of_code_just_compiled(tmp_path):
+    compiled, cached = (finish(start(BITS, NUMBA_CACHE_DIR=str(tmp_path))) for _ in range(2))
+    assert compiled == cached
 
 
 SUMMING = """

@@ -6,11 +6,11 @@ from typing import Any, Callable
 
 import numba
 
-__all__ = ["compiled", "compiled_sums"]
+__all__ = ["compiled", "compiled_part", "compiled_sums"]
 
 
-def _compile(function: Callable[..., Any], fastmath: Any) -> Any:
-    options = dict(nogil=True, error_model="numpy", boundscheck=False, fastmath=fastmath)
+def _compile(function: Callable[..., Any], fastmath: Any, **more: Any) -> Any:
+    options = dict(nogil=True, error_model="numpy", boundscheck=False, fastmath=fastmath, **more)
     try:
         found = numba.njit(function, cache=True, **options)
     except RuntimeError:  # neither the package's folder nor the user's can be written: compile in every process
@@ -26,6 +26,16 @@ def _compile(function: Callable[..., Any], fastmath: Any) -> Any:
 def compiled(function: Callable[..., Any]) -> Any:
     """Compile a function that works element by element; a product and a sum may become one instruction."""
     return _compile(function, {"contract"})
+
+
+def compiled_part(function: Callable[..., Any]) -> Any:
+    """Compile a function that compiled ones call, always into these.
+
+    As a function of its own there would be two of it, which may round differently: one optimised with its caller, which
+    the cache on disk holds, and one optimised alone, which the process that compiles both goes on with. Then a run that
+    goes on in another process does not end with the same bits.
+    """
+    return _compile(function, {"contract"}, forceinline=True)
 
 
 def compiled_sums(function: Callable[..., Any]) -> Any:

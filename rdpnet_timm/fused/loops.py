@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .jit import compiled
+from .jit import compiled, compiled_part
 
 __all__ = [
     "channel_sums",
@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 
-@compiled
+@compiled_part
 def _convolve_row(image: Any, h: int, taps: Any, dilation: int, out: Any) -> None:
     """Row ``h`` of the depthwise 3x3 convolution of ``image`` ``(H, W, C)``; ``out`` is ``(W, C)``."""
     height, width, channels = image.shape
@@ -187,7 +187,7 @@ def patches(start: int, stop: int, part: int, x: Any, stride: int, out: Any) -> 
                 _patch_row(x[n], y * stride, channels, stride, padded, out[n, y])
 
 
-@compiled
+@compiled_part
 def _patch_row(image: Any, h: int, channels: int, stride: int, padded: Any, out: Any) -> None:
     """The patches around row ``h`` of ``image``, by way of ``padded``, which is this row and its neighbours."""
     height, width, _ = image.shape

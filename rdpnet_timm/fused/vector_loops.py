@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .jit import compiled
+from .jit import compiled, compiled_part
 from .lanes import (
     accumulate,
     add_product,
@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 
-@compiled
+@compiled_part
 def _with_zeros(taps: Any, flips: bool) -> Any:
     """``taps`` ``(9, C)``, the last of them first if wished, and a tenth row of zeros."""
     channels = taps.shape[1]
@@ -56,7 +56,7 @@ def _with_zeros(taps: Any, flips: bool) -> Any:
     return result
 
 
-@compiled
+@compiled_part
 def _taps(taps: Any, c: int, above: bool, below: bool) -> Any:
     """The nine weights of the channels from ``c``; 0 for the rows above and below where these lie outside the map."""
     channels = taps.shape[1]
@@ -206,7 +206,7 @@ def depth_backward(
                 _gradient_row(n, h - dilation, flipped, dilation, da, rest, gradient_x)
 
 
-@compiled
+@compiled_part
 def _da_row(
     n: int,
     h: int,
@@ -261,7 +261,7 @@ def _da_row(
         accumulate(totals, (part * 10 + 9) * channels + c, s)
 
 
-@compiled
+@compiled_part
 def _weight_sums(n: int, h: int, part: int, x: Any, dilation: int, da: Any, totals: Any) -> None:
     """Sums of da x_t of row ``h``: position w of x meets da at w + d, w and w - d."""
     _, height, width, channels = x.shape
@@ -299,7 +299,7 @@ def _weight_sums(n: int, h: int, part: int, x: Any, dilation: int, da: Any, tota
             accumulate(totals, t + 8 * channels, s8)
 
 
-@compiled
+@compiled_part
 def _gradient_row(n: int, y: int, flipped: Any, dilation: int, da: Any, rest: Any, gradient_x: Any) -> None:
     """Row ``y`` of ``gradient_x``: the transposed convolution of da, one by the flipped weights, plus ``rest``."""
     _, height, width, channels = gradient_x.shape
@@ -348,7 +348,7 @@ def outer_sums(start: int, stop: int, part: int, a: Any, b: Any, is_symmetric: b
             _add_sums(part, first, stop_at, b, totals)
 
 
-@compiled
+@compiled_part
 def _add_sums(part: int, first: int, last: int, x: Any, totals: Any) -> None:
     """Add the sums of positions ``first`` to ``last`` to the last row of ``totals``."""
     channels = x.shape[3]
@@ -376,7 +376,7 @@ def outer_sums_of_pairs(start: int, stop: int, part: int, a: Any, b: Any, is_sym
             _add_sums(part, first, stop_at, b, totals)
 
 
-@compiled
+@compiled_part
 def _pair_positions(first: int, stop: int, channels: int, x: Any, pairs: Any) -> None:
     """Neighbouring positions of ``first`` to ``stop`` as ``pairs`` ``(positions / 2, channels)``, zeros behind."""
     nothing = np.zeros(channels, x.dtype)
@@ -391,7 +391,7 @@ def _pair_positions(first: int, stop: int, channels: int, x: Any, pairs: Any) ->
         to += channels
 
 
-@compiled
+@compiled_part
 def _add_outer(
     part: int,
     first: int,
@@ -490,7 +490,7 @@ def pointwise(start: int, stop: int, part: int, inputs: Any, weights: Any, bias:
                 _store_pair(out, o + 5 * width, other, s5, t5, is_relu)
 
 
-@compiled
+@compiled_part
 def _store_pair(out: Any, index: int, other: int, a: Any, b: Any, is_relu: bool) -> None:
     """Write two registers, one at ``index`` and one ``other`` elements behind it."""
     store(out, index, relu(a) if is_relu else a)
