@@ -773,6 +773,8 @@ def _configs(args: argparse.Namespace) -> None:
 def _told(error: Exception) -> str:
     """An error in a line; those that no part of this package raises on purpose, by their kind as well."""
     message = str(error)
+    if message.startswith("Unknown model"):  # timm's own words
+        message += "; for the names see timm.list_models('rdpnet*')"
     if isinstance(error, (ArithmeticError, ImportError, OSError, RuntimeError, ValueError)) and message:
         return message
     return f"{type(error).__name__}: {message} (this should not happen: with --debug the command says where it does)"

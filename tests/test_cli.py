@@ -60,7 +60,7 @@ def test_verify_says_that_nothing_was_compared_where_no_part_is_converted(tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["info", "rdpnet_200"], "rdpnet_200"),
+        (["info", "rdpnet_999"], "Unknown model (rdpnet_999); for the names see timm.list_models"),
         (["verify", "absent.pth"], "absent.pth"),
         (["reparam", "absent.pth", "-o", "out.pth"], "no checkpoint at 'absent.pth'"),
     ],
