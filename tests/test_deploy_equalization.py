@@ -206,12 +206,14 @@ def test_the_given_model_stays_unless_inplace():
     assert not torch.equal(model.stem.reparam_conv.weight, weight)
 
 
-def test_corrected_biases_take_back_the_mean_error_of_rounded_weights():
+@pytest.mark.parametrize("steps", [127, 64])
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_corrected_biases_take_back_the_mean_error_of_rounded_weights(steps, per_channel):
     conv = nn.Conv2d(6, 4, 1).double().requires_grad_(False)
     images = torch.rand(8, 6, 5, 5).double() + 1  # of a mean far from zero
     expected = conv(images).mean((0, 2, 3))
-    corrected = correct_bias(nn.Sequential(conv), images)[0]
-    step = conv.weight.abs().amax((1, 2, 3), keepdim=True) / 127
+    corrected = correct_bias(nn.Sequential(conv), images, False, steps, per_channel)[0]
+    step = conv.weight.abs().amax((1, 2, 3) if per_channel else (0, 1, 2, 3), keepdim=True) / steps
 
     def mean_error(bias):
         return (F.conv2d(images, (conv.weight / step).round() * step, bias).mean((0, 2, 3)) - expected).abs().max()

@@ -209,10 +209,6 @@ def test_the_averaged_weights_are_what_is_evaluated(tmp_path: Path) -> None:
     assert abs(metric.seen[-1] - of_raw) > 1e-3 * abs(of_raw)
 
 
-@pytest.mark.skipif(
-    not hasattr(torch.serialization, "get_unsafe_globals_in_checkpoint"),
-    reason="torch 2.5 cannot be told which of mmengine's types are safe to load",
-)
 def test_the_best_checkpoint_is_saved_in_the_train_form(tmp_path: Path) -> None:
     hooks = dict(checkpoint=dict(type="CheckpointHook", interval=1, save_best="logit", rule="greater"))
     saved = []

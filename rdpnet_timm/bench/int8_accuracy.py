@@ -19,7 +19,7 @@ from ..deploy.bias import correct_bias
 from ..deploy.calibration import Preprocessing
 from ..deploy.equalization import equalize, equalize_activations
 from ..deploy.formats import FORMATS, OPENVINO_BFLOAT16, Options, openvino_has_bfloat16, to_onnx
-from ..deploy.quantize import QUANTIZERS, quantize_onnx, quantize_openvino
+from ..deploy.quantize import QUANTIZERS, quantize_onnx, quantize_openvino, weight_steps
 from ..extras import is_installed
 from ..files import atomic_path
 from ..train.data import Images, read_data
@@ -95,44 +95,44 @@ def evaluate(
             "weights": weights_equalized,
             "weights, activations": equalize_activations(weights_equalized, images_of_calibration),
         }
+        source, target, xml = (folder / name for name in ("float.onnx", "int8.onnx", "int8.xml"))
         for equalized, plain in models.items():
-            for ours in (False, True):
-                source, target = folder / "float.onnx", folder / "int8.onnx"
-                variant = correct_bias(plain, images_of_calibration) if ours else plain
+
+            def write(steps: Optional[float] = None, per_channel: bool = True, plain: nn.Module = plain) -> nn.Module:
+                """The model, its biases corrected for weights rounded so where ``steps`` are given, also as ONNX."""
+                variant = correct_bias(plain, images_of_calibration, False, steps, per_channel) if steps else plain
                 to_onnx(variant, torch.from_numpy(images[:1]), source, dynamic_batch=True)
-                if not ours:
-                    for runtime, format_name in (("ONNX Runtime", "onnx"), ("OpenVINO", "openvino")):
-                        predicted = _predict(source, format_name, images, threads)
-                        add(runtime, "float32", equalized, "", predicted)
-                if variant is deployed and openvino_has_bfloat16():
-                    predicted = _predict(source, "openvino", images, threads, OPENVINO_BFLOAT16)
-                    add("OpenVINO", "bfloat16", equalized, "", predicted)
-                correction = "ours" if ours else ""
+                return variant
+
+            write()
+            for runtime, format_name in (("ONNX Runtime", "onnx"), ("OpenVINO", "openvino")):
+                add(runtime, "float32", equalized, "", _predict(source, format_name, images, threads))
+            if plain is deployed and openvino_has_bfloat16():
+                predicted = _predict(source, "openvino", images, threads, OPENVINO_BFLOAT16)
+                add("OpenVINO", "bfloat16", equalized, "", predicted)
+            for correction in ("", "ours"):
                 for scales, per_channel, reduced in (
                     ("INT8 by channel", True, False),
                     ("INT8 by channel, 7 bits", True, True),
                     ("INT8 by layer", False, None),
                 ):
+                    write(weight_steps("onnx", reduced) if correction else None, per_channel)
                     quantize_onnx(source, target, calibration, per_channel, reduced)
                     add("ONNX Runtime", scales, equalized, correction, _predict(target, "onnx", images, threads))
                     if per_channel:
                         predicted = _predict(target, "openvino", images, threads)
                         add("OpenVINO, the same file", scales, equalized, correction, predicted)
-                for nncf_correction in (False, True):
-                    if ours and nncf_correction:
-                        continue
-                    xml = folder / "int8.xml"
-                    quantize_openvino(source, xml, calibration, nncf_correction)
-                    predicted = _predict(xml, "openvino", images, threads)
-                    by = "NNCF's" if nncf_correction else correction
-                    add("OpenVINO (NNCF)", "INT8 by channel", equalized, by, predicted)
+                write(weight_steps("openvino") if correction else None)
+                for by in (correction,) if correction else ("", "NNCF's"):
+                    quantize_openvino(source, xml, calibration, by == "NNCF's")
+                    add("OpenVINO (NNCF)", "INT8 by channel", equalized, by, _predict(xml, "openvino", images, threads))
                 for runtime, format_name in (("ExecuTorch", "executorch"), ("LiteRT", "litert")):
                     if not all(map(is_installed, FORMATS[format_name].needs)):
                         continue
-                    target = folder / f"int8{FORMATS[format_name].suffixes[0]}"
-                    example = torch.from_numpy(images[:1])
-                    QUANTIZERS[format_name](variant, example, target, calibration, False, False)
-                    predicted = _predict(target, format_name, images, threads)
+                    file = folder / f"int8{FORMATS[format_name].suffixes[0]}"
+                    variant = write(weight_steps(format_name) if correction else None)
+                    QUANTIZERS[format_name](variant, torch.from_numpy(images[:1]), file, calibration, False, False)
+                    predicted = _predict(file, format_name, images, threads)
                     add(runtime, "INT8 by channel", equalized, correction, predicted)
     return rows
 

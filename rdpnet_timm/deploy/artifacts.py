@@ -18,10 +18,10 @@ from ..measure.machine import has_vnni
 from ..measure.timing import measure
 from .bias import correct_bias
 from .calibration import Calibration, Preprocessing, random_images
-from .equalization import NotStraight, equalize
+from .equalization import NotStraight, equalize, equalize_activations
 from .formats import FORMATS, Format, Runner, available_threads, known_format, require_format
 from .normalize import fold_normalization
-from .quantize import QUANTIZERS
+from .quantize import QUANTIZERS, weight_steps
 
 __all__ = ["HEADINGS", "Artifact", "Exported", "Tuned", "columns", "export", "spelled", "table", "tune", "version_of"]
 
@@ -222,18 +222,20 @@ def export(
             jobs.append((format_name, "float32", path, {}))
         if int8:
             calibration = calibration or random_images(preprocessing)
-            report("INT8: equalising, correcting biases")
-            to_quantize, steps = _ready_for_int8(
-                deployed, preprocessing.normalize(calibration.pixels), equalization, bias_correction
-            )
-            int8_model = prepared(to_quantize)
+            report("INT8: equalising")
+            images = preprocessing.normalize(calibration.pixels)
+            equalized, steps = _equalized(deployed, images, equalization)
             reduce_range = not has_vnni() if reduce_range is None else reduce_range
-            steps["reduced_range"] = reduce_range
+            steps.update(bias_corrected=bias_correction, reduced_range=reduce_range)
             for format_name in (each for each in chosen if each in QUANTIZERS):
                 report(f"{format_name}, int8: calibrating on {len(calibration.pixels)} images")
                 path = folder / f"{name}-int8{chosen[format_name].suffixes[0]}"
-                pixels = as_input(calibration.pixels)
-                QUANTIZERS[format_name](int8_model, example, path, pixels, dynamic_batch, reduce_range)
+                to_quantize = equalized
+                if bias_correction:
+                    to_quantize = correct_bias(equalized, images, steps=weight_steps(format_name, reduce_range))
+                QUANTIZERS[format_name](
+                    prepared(to_quantize), example, path, as_input(calibration.pixels), dynamic_batch, reduce_range
+                )
                 steps = {**steps, "calibration": calibration.source or "random", "images": len(calibration.pixels)}
                 jobs.append((format_name, "int8", path, steps))
         artifacts = []
@@ -323,21 +325,17 @@ def _test_images(preprocessing: Preprocessing, calibration: Optional[Calibration
     return images
 
 
-def _ready_for_int8(
-    deployed: nn.Module, images: Tensor, equalization: Optional[bool], bias_correction: bool
-) -> Tuple[nn.Module, Dict[str, Any]]:
-    """The same function with weights that bear INT8, and what was done to it."""
-    steps: Dict[str, Any] = {"equalized": False, "bias_corrected": bias_correction}
-    model = deployed
-    if equalization is not False:
-        try:
-            model, sweeps, _ = equalize(model)
-            steps["equalized"], steps["sweeps"] = True, sweeps
-        except NotStraight as error:
-            if equalization:
-                raise
-            steps["not_equalized_because"] = str(error)
-    return (correct_bias(model, images) if bias_correction else model), steps
+def _equalized(deployed: nn.Module, images: Tensor, equalization: Optional[bool]) -> Tuple[nn.Module, Dict[str, Any]]:
+    """The same function with weights and activations that bear INT8, and what was done to it."""
+    if equalization is False:
+        return deployed, {"equalized": False}
+    try:
+        model, sweeps, _ = equalize(deployed)
+        return equalize_activations(model, images, inplace=True), {"equalized": True, "sweeps": sweeps}
+    except NotStraight as error:
+        if equalization:
+            raise
+        return deployed, {"equalized": False, "not_equalized_because": str(error)}
 
 
 def _run(runner: Runner, images: np.ndarray, batched: bool) -> np.ndarray:

@@ -13,14 +13,23 @@ from .equalization import groups_of, kernel_of, scale_inputs
 __all__ = ["correct_bias", "rounded"]
 
 
-def rounded(weight: Tensor) -> Tensor:
-    """``weight`` as INT8, symmetric, with one scale an output channel, and back: what both runtimes compute with."""
-    scale = weight.abs().flatten(1).amax(1).clamp_min(torch.finfo(weight.dtype).tiny) / 127
-    scale = scale.reshape(-1, *[1] * (weight.ndim - 1))
-    return (weight / scale).round() * scale
+def rounded(weight: Tensor, steps: float = 127, per_channel: bool = True) -> Tensor:
+    """``weight`` in multiples of its largest value by ``steps``, the largest of an output channel or of all.
+
+    There are as many multiples either way as are whole; with steps of 63.5 the largest value itself is rounded to 63.
+    """
+    largest = weight.abs().flatten(1).amax(1) if per_channel else weight.abs().amax().expand(len(weight))
+    scale = largest.clamp_min(torch.finfo(weight.dtype).tiny).reshape(-1, *[1] * (weight.ndim - 1)) / steps
+    return (weight / scale).round().clamp(-int(steps), int(steps)) * scale
 
 
-def correct_bias(model: nn.Module, images: Union[Tensor, Sequence[Tensor]], inplace: bool = False) -> nn.Module:
+def correct_bias(
+    model: nn.Module,
+    images: Union[Tensor, Sequence[Tensor]],
+    inplace: bool = False,
+    steps: float = 127,
+    per_channel: bool = True,
+) -> nn.Module:
     """Correct the biases of all convolutions and linear layers for the rounding of their weights.
 
     Rounding changes a layer's output by ``dW * x``; its mean over many images, ``dW * E[x]``, is not zero. ``E[x]`` by
@@ -31,6 +40,9 @@ def correct_bias(model: nn.Module, images: Union[Tensor, Sequence[Tensor]], inpl
         images: calibration images ``(N, C, H, W)`` as the model takes them, on any device; or a list of what it takes
             at a time.
         inplace: change ``model`` itself rather than a copy.
+        steps: into how many a weight's largest value is divided, see :func:`.quantize.weight_steps`; other steps than
+            the quantiser's are another rounding, and correct nothing.
+        per_channel: a scale for each output channel, as the quantiser has it.
 
     Source: Nagel et al., 2019, section 4.2, with the mean input measured rather than derived from batch norms.
     """
@@ -58,6 +70,6 @@ def correct_bias(model: nn.Module, images: Union[Tensor, Sequence[Tensor]], inpl
         for layer, total in sums.items():
             mean = total / max(1, counts[layer])
             kernel = kernel_of(layer)
-            error = Kernel(rounded(kernel.weight) - kernel.weight, kernel.bias)
+            error = Kernel(rounded(kernel.weight, steps, per_channel) - kernel.weight, kernel.bias)
             layer.bias.copy_(kernel.bias - scale_inputs(error, mean, groups_of(layer)).weight.flatten(1).sum(1))
     return model

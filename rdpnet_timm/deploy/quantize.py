@@ -13,7 +13,7 @@ from ..measure.machine import has_vnni
 from .edge import quantize_executorch, quantize_litert
 from .formats import fold_constants, openvino_core, to_onnx, to_openvino
 
-__all__ = ["QUANTIZERS", "quantize_onnx", "quantize_openvino"]
+__all__ = ["QUANTIZERS", "quantize_onnx", "quantize_openvino", "weight_steps"]
 
 Quantizer = Callable[[nn.Module, Tensor, Path, np.ndarray, bool, bool], None]
 
@@ -70,10 +70,22 @@ def quantize_onnx(
         )
 
 
+def weight_steps(format_name: str, reduce_range: Optional[bool] = None) -> float:
+    """Into how many steps the quantiser of a format divides a channel's largest weight.
+
+    Args:
+        format_name: of :data:`QUANTIZERS`.
+        reduce_range: as :func:`quantize_onnx` takes it. With 7 bits it is 64 in ONNX Runtime, and in NNCF half of 127.
+    """
+    reduced = not has_vnni() if reduce_range is None else reduce_range
+    return {"onnx": 64.0, "openvino": 63.5}.get(format_name, 127.0) if reduced else 127.0
+
+
 @contextmanager
 def _one_core(openvino: Any) -> Iterator[None]:
     """Give NNCF, which makes OpenVINO cores of its own, the one that this process has; why: :func:`openvino_core`."""
-    own, openvino.Core = openvino.Core, openvino_core
+    core = openvino_core()  # made by the class that is replaced below
+    own, openvino.Core = openvino.Core, lambda: core
     try:
         yield
     finally:

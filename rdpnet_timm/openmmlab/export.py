@@ -20,7 +20,7 @@ from ..deploy.artifacts import HEADINGS, Exported, columns
 from ..deploy.bias import correct_bias
 from ..deploy.equalization import NotStraight, equalize
 from ..deploy.formats import FORMATS, known_format, onnx_to_openvino, require_format, trace_to_onnx
-from ..deploy.quantize import quantize_onnx, quantize_openvino
+from ..deploy.quantize import quantize_onnx, quantize_openvino, weight_steps
 from ..extras import require
 from ..files import all_or_nothing
 from ..measure.difference import evaluating
@@ -133,17 +133,22 @@ def export_openmmlab(
     with evaluating(model):
         expected = [openmmlab_answers(model, settings)(picture) for picture in tests]
     with all_or_nothing(Path(output)) as folder, tempfile.TemporaryDirectory() as scratch:
-        jobs: List[Tuple[str, Any, Dict[str, Any]]] = [("float32", network, {})]
+        jobs: List[Tuple[str, Any, List[str], Dict[str, Any]]] = [("float32", network, list(chosen), {})]
         if int8 and pictures:
-            ready, steps = _ready_for_int8(network, pictures, equalization, bias_correction)
-            steps["reduced_range"] = not has_vnni() if reduce_range is None else reduce_range
-            jobs.append(("int8", ready, steps))
+            reduced = not has_vnni() if reduce_range is None else reduce_range
+            equalized, steps = _equalized(network, equalization)
+            steps.update(bias_corrected=bias_correction, images=len(pictures), reduced_range=reduced)
+            for rounding in dict.fromkeys(weight_steps(each, reduced) for each in chosen):
+                ready = _corrected(equalized, pictures, rounding) if bias_correction else equalized
+                jobs.append(
+                    ("int8", ready, [each for each in chosen if weight_steps(each, reduced) == rounding], steps)
+                )
         done = []
-        for precision, each, steps in jobs:
+        for precision, each, format_names, steps in jobs:
             source = Path(scratch) / f"{precision}.onnx"
             with evaluating(each):
                 trace_to_onnx(each, torch.from_numpy(tests[0]), source, each.outputs, dynamic_axes(each, size))
-            for format_name, kind in chosen.items():
+            for format_name, kind in ((known, chosen[known]) for known in format_names):
                 path = folder / f"{name}{'-int8' * (precision == 'int8')}{kind.suffixes[0]}"
                 if precision == "int8":
                     _QUANTIZERS[format_name](
@@ -305,23 +310,22 @@ def equalize_backbone(backbone: Any) -> None:
             modules = []
 
 
-def _ready_for_int8(
-    network: Any, pictures: Sequence[np.ndarray], equalization: Optional[bool], bias_correction: bool
-) -> Tuple[Any, Dict[str, Any]]:
-    """The same function with weights that bear INT8, and what was done to it."""
-    network = deepcopy(network)
-    steps: Dict[str, Any] = {"equalized": False, "bias_corrected": bias_correction, "images": len(pictures)}
-    if equalization is not False:
-        try:
-            equalize_backbone(network.backbone)
-            steps["equalized"] = True
-        except NotStraight as error:
-            if equalization:
-                raise
-            steps["not_equalized_because"] = str(error)
-    if bias_correction:
-        correct_bias(network, [torch.from_numpy(picture) for picture in pictures], inplace=True)
-    return network, steps
+def _equalized(network: Any, equalization: Optional[bool]) -> Tuple[Any, Dict[str, Any]]:
+    """The same function with a backbone that bears INT8, and what was done to it."""
+    if equalization is False:
+        return network, {"equalized": False}
+    equalized = deepcopy(network)
+    try:
+        equalize_backbone(equalized.backbone)
+    except NotStraight as error:
+        if equalization:
+            raise
+        return network, {"equalized": False, "not_equalized_because": str(error)}
+    return equalized, {"equalized": True}
+
+
+def _corrected(network: Any, pictures: Sequence[np.ndarray], steps: float) -> Any:
+    return correct_bias(network, [torch.from_numpy(picture) for picture in pictures], steps=steps)
 
 
 def _checked(

@@ -14,7 +14,7 @@ import sys
 from functools import wraps
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
-from typing import Any, List
+from typing import Any, Callable, List
 
 import numpy as np
 import torch
@@ -92,29 +92,34 @@ def allow_checkpoint_types() -> None:
     """Let torch's safe loader read the training state that mmengine and timm store beside the weights."""
     from mmengine.logging import HistoryBuffer
 
-    if not hasattr(
-        torch.serialization, "get_unsafe_globals_in_checkpoint"
-    ):  # torch < 2.6, which is not safe by default
-        return
-
     def history_method(owner: type, name: str) -> Any:
         """``getattr``, by which mmengine stores a history's methods, of nothing but these."""
         if owner is HistoryBuffer and name in ("min", "max", "mean", "current"):
             return getattr(owner, name)
         raise pickle.UnpicklingError(f"a checkpoint asks for {name} of {owner}, which is not loaded")
 
+    def named(function: Callable[..., Any], module: str, name: str) -> Callable[..., Any]:
+        """``function``, as the loader finds it under a name in a checkpoint: torch 2.5 goes by what it says itself."""
+
+        def call(*arguments: Any) -> Any:
+            return function(*arguments)
+
+        call.__module__, call.__name__, call.__qualname__ = module, name, name
+        return call
+
     # numpy's functions moved in numpy 2; a checkpoint may name either place
     multiarray = (np._core if hasattr(np, "_core") else np.core).multiarray
+    places = [f"numpy.{place}.multiarray" for place in ("core", "_core")]
     torch.serialization.add_safe_globals(
         [
             argparse.Namespace,
             HistoryBuffer,
-            (history_method, "builtins.getattr"),
+            named(history_method, "builtins", "getattr"),
             np.dtype,
             np.ndarray,
             *{type(np.dtype(kind)) for kind in np.typecodes["All"]},
-            *((multiarray.scalar, f"numpy.{place}.multiarray.scalar") for place in ("core", "_core")),
-            *((multiarray._reconstruct, f"numpy.{place}.multiarray._reconstruct") for place in ("core", "_core")),
+            *(named(multiarray.scalar, place, "scalar") for place in places),
+            *(named(multiarray._reconstruct, place, "_reconstruct") for place in places),
         ]
     )
 
