@@ -1,7 +1,7 @@
 """Model cards of the shipped weights, as the Hugging Face Hub shows them, made from their JSON cards."""
 
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Mapping
 
 from timm.models._hub import generate_readme
 
@@ -48,7 +48,7 @@ def model_card(name: str) -> Dict[str, Any]:
             "Correct, deploy form": f"{facts['accuracy_deploy_form']:.2f} %",
             "Parameters": f"{facts['parameters']:,} in the train form",
             "Precision of the file": facts["precision"],
-            "Training": {key: value for key, value in facts["recipe"].items() if value},
+            "Training": _in_effect(facts["recipe"]),
             "Seed": facts["seed"],
             "Machine": f"{facts['machine']}, {facts['seconds']} s, {facts['date']}",
             "SHA-256": facts["sha256"],
@@ -57,6 +57,11 @@ def model_card(name: str) -> Dict[str, Any]:
         "usage": usage,
         "citation": CITATION,
     }
+
+
+def _in_effect(recipe: Mapping[str, Any]) -> Dict[str, Any]:
+    """The settings of a recipe that change anything: not the size of small images where none were trained on."""
+    return {key: value for key, value in recipe.items() if value and (key != "small_size" or recipe["small_epochs"])}
 
 
 def markdown(name: str) -> str:
