@@ -154,13 +154,14 @@ def test_a_dead_channel_stays_dead_and_finite():
     assert relative(equalize_activations(model, x)(x), model(x)) < 1e-12
 
 
-def test_what_reads_a_channel_that_is_a_constant_gets_a_range_like_any_other():
+@pytest.mark.parametrize("left", [0.0, 1e-15, 1e-5], ids=str)
+def test_what_reads_a_channel_that_is_a_constant_gets_a_range_like_any_other(left):
     model = deployed()
     first, second = straight_path(model)[:2]
-    with (
-        torch.no_grad()
-    ):  # as training leaves a channel whose weights decayed: one value, and a tiny variance behind it
-        first.weight[1], first.bias[1] = 0.0, 0.7
+    # as training leaves a channel whose weights decayed: one value, and a tiny variance behind it
+    with torch.no_grad():
+        first.weight[1] *= left / first.weight[1].abs().max()
+        first.bias[1] = 0.7
         second.weight[1] *= 500 / second.weight[1].abs().max()
     x = torch.randn(2, 3, 32, 32).double()
     equalized = equalize(model).model

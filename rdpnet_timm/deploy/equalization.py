@@ -34,6 +34,8 @@ __all__ = [
 
 Layer = Union[nn.Conv2d, nn.Linear]
 
+DEAD = 1e-3  # of its bias: decay has left a channel's weights below it, or 0; living ones are above 3e-3
+
 # f(s * x) == s * f(x) channel by channel for every s > 0: factors pass through these unchanged
 _HOMOGENEOUS = (
     nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.Identity, nn.Dropout, nn.Flatten, nn.MaxPool2d, nn.AvgPool2d,
@@ -172,8 +174,9 @@ def equalize(model: nn.Module, inplace: bool = False, tolerance: float = 1e-2, m
         change, sweeps = 0.0, sweeps + 1
         for index, layer in enumerate(layers[1:]):
             outputs, inputs = ranges[index].weight.amax(1), _input_ranges(ranges[index + 1], groups_of(layer))
-            # A channel that died in training is a constant, its bias; what reads it can be of any size.
-            outputs = torch.where(outputs == 0, ranges[index].bias.abs(), outputs)
+            # A channel that died in training is as good as a constant, its bias; what reads it can be of any size.
+            constants = ranges[index].bias.abs()
+            outputs = torch.where(outputs <= DEAD * constants, constants, outputs)
             factors = torch.sqrt(inputs / outputs)
             factors[(outputs == 0) | (inputs == 0)] = 1.0  # and where that is 0, so is what comes of it
             ranges[index] = scale_outputs(ranges[index], factors)
