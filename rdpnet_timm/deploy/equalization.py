@@ -34,7 +34,7 @@ __all__ = [
 
 Layer = Union[nn.Conv2d, nn.Linear]
 
-DEAD = 1e-3  # of its bias: decay has left a channel's weights below it, or 0; living ones are above 3e-3
+DEAD = 1e-3  # of its bias: a channel whose weights are below it has died of decay, to 0 or nearly
 
 # f(s * x) == s * f(x) channel by channel for every s > 0: factors pass through these unchanged
 _HOMOGENEOUS = (
