@@ -122,10 +122,9 @@ class _MultiBranchBlock(Reparameterizable):
     """
 
     fused: bool = True
-    _fused_branches: Tuple[str, ...] = (
-        "conv3x3",
-        "conv1x1",
-    )  # those that the fused step of this kind of block is made for
+    # the branches that the fused step of this kind of block is made for: all of the first, any of the second
+    _fused_branches: Tuple[str, ...] = ("conv3x3", "conv1x1")
+    _optional_branches: Tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -218,8 +217,7 @@ class _MultiBranchBlock(Reparameterizable):
         """Whether torch.compile is to find this block, for ``x``, as one computation rather than as branches."""
         if not (torch.compiler.is_dynamo_compiling() and self.training and self.fused) or self.branches is None:
             return False
-        has_all = all(name in self.branches for name in self._fused_branches)
-        return has_all and conditions.joins_graph(x, self.parts()[1])
+        return self.is_as_made() and conditions.joins_graph(x, *self.parts())
 
     @torch.jit.unused
     def compiled_forward(self, x: Tensor) -> Tensor:
@@ -236,17 +234,32 @@ class _MultiBranchBlock(Reparameterizable):
     @torch.jit.unused
     def may_fuse(self, x: Tensor) -> bool:
         """Whether ``x`` is to be computed as a fused train step."""
-        if not (self.training and self.fused) or self.branches is None:
+        if not (self.training and self.fused) or self.branches is None or not self.is_as_made():
             return False
-        convs, norms = self.parts()
-        if not all(name in self.branches for name in self._fused_branches):  # some were removed
+        return conditions.will_fuse(x, *self.parts()) and conditions.load_step() is not None
+
+    @torch.jit.unused
+    def is_as_made(self) -> bool:
+        """Whether the branches and what follows are still what this block made, with nobody's hooks.
+
+        Only then do the ways that compute them together, and so do not call them, compute the same.
+        """
+        names = self.branches.keys()
+        if not names <= {*self._fused_branches, *self._optional_branches} or not names >= {*self._fused_branches}:
             return False
-        if any(type(conv) not in (nn.Conv2d, SlicedConv2d) for conv in convs):
+        if type(self.act) is not nn.ReLU:
             return False
-        others = [branch for branch in self.branches.values() if isinstance(branch, _ConvNorm)]
-        if not conditions.will_fuse(x, convs, norms, [*others, self.act]):
-            return False
-        return conditions.load_step() is not None
+        skipped: List[nn.Module] = [self.act]
+        for name, branch in self.branches.items():
+            skipped.append(branch)
+            if name == "identity":
+                continue
+            if type(branch) is not _ConvNorm or len(branch) != 2:
+                return False
+            if type(branch.conv) not in (nn.Conv2d, SlicedConv2d) or branch.conv.padding_mode != "zeros":
+                return False
+            skipped += [branch.conv, branch.norm]
+        return not conditions.have_hooks(skipped)
 
     @torch.jit.unused
     def fused_forward(self, x: Tensor) -> Tensor:
@@ -291,6 +304,7 @@ class _MultiBranchBlock(Reparameterizable):
             padding=main.padding,
             dilation=main.dilation,
             groups=main.groups,
+            padding_mode=main.padding_mode,
             device="meta",
         ).train(self.training)
         conv.weight = nn.Parameter(torch.empty_like(main.weight).copy_(kernel.weight))  # keeps the memory format
@@ -320,6 +334,10 @@ def set_fused(model: nn.Module, enabled: bool = True) -> nn.Module:
 def _branch_kernel(branch: nn.Module, groups: int) -> Kernel:
     """One branch, a convolution and its norm or a norm alone, as a kernel of its own size."""
     is_identity = not isinstance(branch, _ConvNorm)
+    if not is_identity and len(branch) != 2:
+        raise ValueError(
+            f"cannot reparameterise a branch of {len(branch)} modules, expected a convolution and its norm: {branch}"
+        )
     norm = branch if is_identity else branch.norm
     mean, variance = getattr(norm, "running_mean", None), getattr(norm, "running_var", None)
     if mean is None or variance is None:
@@ -436,6 +454,7 @@ class PointBlock(_MultiBranchBlock):
     """
 
     _fused_branches: Tuple[str, ...] = ("conv1x1_a",)
+    _optional_branches: Tuple[str, ...] = ("conv1x1_b", "identity")
 
     def __init__(
         self,
@@ -570,12 +589,18 @@ class RDPModule(Reparameterizable):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, in_channels, H, W)`` to ``(N, out_channels, H / stride, W / stride)``, rounded up."""
-        if not torch.jit.is_scripting():
+        if not torch.jit.is_scripting() and self.has_own_parts():
             if self.depth.leaves_graph(x) and self.point.leaves_graph(x):
                 return self.eager_forward(x)
             if self.may_fuse(x):
                 return self.fused_forward(x)
         return self.point(self.shuffle(self.depth(x)))
+
+    @torch.jit.unused
+    def has_own_parts(self) -> bool:
+        """Whether the parts are still those that this module made, and not wrapped or exchanged."""
+        is_shuffle = type(self.shuffle) in (ChannelShuffle, nn.Identity)
+        return type(self.depth) is DepthBlock and type(self.point) is PointBlock and is_shuffle
 
     @torch.jit.unused
     def may_fuse(self, x: Tensor) -> bool:
@@ -592,9 +617,16 @@ class RDPModule(Reparameterizable):
         return self.point.fused_forward(between, getattr(self.shuffle, "groups", 1), is_strided=True)
 
     def reparameterize(self) -> None:
-        """Change this module, in place, to the deploy form: depthwise 3x3, ReLU, pointwise 1x1, ReLU."""
-        self.depth.reparameterize()
-        self.point.reparameterize()
+        """Change this module, in place, to the deploy form: depthwise 3x3, ReLU, pointwise 1x1, ReLU.
+
+        Where a part was exchanged or wrapped, the blocks are merged alone: what then stands between them may look at
+        every position and every channel.
+        """
+        for block in (self.depth, self.point):
+            if isinstance(block, Reparameterizable):
+                block.reparameterize()
+        if not self.has_own_parts():
+            return
         depthwise, pointwise = self.depth.reparam_conv, self.point.reparam_conv
         if isinstance(self.shuffle, ChannelShuffle):
             permutation = shuffle_permutation(pointwise.in_channels, self.shuffle.groups)

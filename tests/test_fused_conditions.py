@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from fused_steps import Steps, branch_by_branch, differences, excited, train_step
+from timm.layers import SqueezeExcite
 from torch import nn
 
 import rdpnet_timm
@@ -135,6 +136,59 @@ def test_another_convolution_is_called(steps):
     model = module()
     model.point.branches["conv1x1_a"].conv = Doubled(16, 8, 1, bias=False)
     assert steps.count(model, images()) == 1  # the Depth-Block's
+
+
+def with_other_activations(model):
+    model.depth.act, model.point.act = nn.SiLU(), nn.SiLU()
+
+
+def with_other_borders(model):
+    for conv in model.depth.parts()[0] + model.point.parts()[0]:
+        conv.padding_mode = "circular"
+
+
+def with_attention_between(model):
+    model.shuffle = nn.Sequential(model.shuffle, SqueezeExcite(16))
+
+
+def with_a_branch_more(model):
+    for block in (model.depth, model.point):
+        block.branches["another"] = copy.deepcopy(next(iter(block.branches.values())))
+
+
+def with_a_longer_branch(model):
+    model.depth.branches["conv1x1"].append(nn.Tanh())
+    model.point.branches["conv1x1_a"].append(nn.Tanh())
+
+
+def with_wrapped_blocks(model):
+    model.depth, model.point = nn.Sequential(model.depth, nn.Tanh()), nn.Sequential(model.point, nn.Tanh())
+
+
+@pytest.mark.parametrize(
+    ("change", "fused_blocks"),
+    [
+        (with_other_activations, 0),
+        (with_other_borders, 0),
+        (with_attention_between, 2),
+        (with_a_branch_more, 0),
+        (with_a_longer_branch, 0),
+        (with_wrapped_blocks, 2),
+    ],
+    ids=lambda change: getattr(change, "__name__", ""),
+)
+def test_what_a_user_exchanged_is_called(steps, change, fused_blocks):
+    model, x = excited(RDPModule(16, 8, stride=2)), images().double()
+    change(model)
+    branches = branch_by_branch(model).double()
+    assert steps.count(model, x.float()) == fused_blocks
+    model = rdpnet_timm.set_fused(copy.deepcopy(branches))
+    torch.testing.assert_close(model(x), branches(x), rtol=1e-9, atol=1e-9)
+    if change is with_a_longer_branch:
+        with pytest.raises(ValueError, match="branch of 3 modules"):
+            rdpnet_timm.reparameterize(model)
+    else:
+        torch.testing.assert_close(rdpnet_timm.reparameterize(model)(x), model.eval()(x), rtol=1e-9, atol=1e-9)
 
 
 def test_half_precision_weights_are_computed_branch_by_branch(steps):

@@ -72,6 +72,42 @@ def test_torch_compile_finds_them(arguments, monkeypatch):
     assert_same_step(module, branches, found, x)
 
 
+@pytest.mark.slow
+def test_torch_compile_calls_what_a_user_exchanged(monkeypatch):
+    monkeypatch.setattr(conditions, "IN_GRAPH", ("cpu",))
+    monkeypatch.setattr(conditions, "IS_INSTALLED", False)
+    for name in ("depth", "point"):
+        monkeypatch.setattr(inductor, name, lambda *args: pytest.fail("must not be called"))
+    module, x = RDPModule(4, 8).train(), torch.randn(2, 4, 6, 6)
+    seen = []
+    module.depth.act = nn.SiLU()
+    module.point.branches["conv1x1_a"].norm.register_forward_hook(lambda *_: seen.append(True))
+    expected = deepcopy(module)(x)
+    torch.testing.assert_close(torch.compile(module, backend="aot_eager")(x), expected)
+    assert len(seen) == 2
+    with pytest.raises((ValueError, torch._dynamo.exc.TorchRuntimeError)):  # batch norm's, of a single position
+        torch.compile(PointBlock(4, 8).train(), backend="eager")(x[:1, :, :1, :1])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("block", [DepthBlock(8), PointBlock(8, 16, identity=True), PointBlock(8, 8, identity=True)])
+def test_under_autocast_statistics_are_taken_in_float32(block, dtype):
+    block = set_fused(randomize_norms(block).train(), False)
+    branches, exact = deepcopy(block), deepcopy(block).double()
+    x = 300 * torch.randn(4, 8, 16, 16).to(dtype)  # squares of which float16 does not hold
+    expected = exact(x.double())
+    with torch.autocast("cpu", dtype):
+        found, other = block.compiled_forward(x), branches(x)
+    assert found.dtype == dtype
+    scale = expected.abs().max()
+    assert (found - expected).abs().max() <= 2 * (other - expected).abs().max().clamp_min(1e-3 * scale)
+    for (name, ours), theirs in zip(block.named_buffers(), exact.buffers()):
+        tolerance = {torch.bfloat16: 1e-2, torch.float16: 1e-3}[dtype]
+        torch.testing.assert_close(
+            ours.double(), theirs.double(), rtol=tolerance, atol=1e-1, msg=lambda t, n=name: f"{n}: {t}"
+        )
+
+
 def test_only_compiled_training_takes_them(monkeypatch):
     monkeypatch.setattr(conditions, "IN_GRAPH", ("cpu",))
     monkeypatch.setattr(conditions, "IS_INSTALLED", False)

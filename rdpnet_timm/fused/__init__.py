@@ -5,12 +5,14 @@ variance over the batch, follows from the first and second moments of ``x``. So 
 up the moments, form the one kernel that this batch's norms amount to, and run one convolution. The backward pass works
 the same way and gives the gradient of every branch's weight, scale and shift.
 
-    conditions      where the fused step is exact and not slower
-    step            the autograd functions
-    products        matrix products
-    loops           the passes over maps
-    formulas        what is per channel, with its derivation
-    threads  jit    running compiled functions on several threads; compiling them
+    conditions           where the fused step is exact and not slower
+    step                 the autograd functions
+    reference            the same functions branch by branch, for gradients of gradients
+    products             matrix products
+    loops  vector_loops  the passes over maps, plain and by vector registers (lanes)
+    formulas             what is per channel, with its derivation
+    threads  jit         running compiled functions on several threads; compiling them
+    inductor             the same step in torch's operations, for torch.compile on a GPU
 
 Nothing here knows of modules but for ``conditions``, and Numba is imported by the first fused step alone.
 """

@@ -51,14 +51,13 @@ def load_step() -> Optional[ModuleType]:
     return step
 
 
-def will_fuse(x: Tensor, convs: Sequence[nn.Conv2d], norms: Sequence[nn.Module], others: Sequence[nn.Module]) -> bool:
+def will_fuse(x: Tensor, convs: Sequence[nn.Conv2d], norms: Sequence[nn.Module]) -> bool:
     """Whether a block with the branches ``convs`` and ``norms`` may compute ``x`` ``(N, C, H, W)`` as a fused step.
 
     Args:
         x: the block's input.
-        convs: convolutions of the branches, of the classes that the block made.
-        norms: norms of the branches.
-        others: further modules that would not be called.
+        convs: convolutions of the branches, of the classes that the block made and without hooks.
+        norms: norms of the branches, likewise without hooks.
     """
     if type(x) not in (Tensor, nn.Parameter) or x.device.type != "cpu" or x.dim() != 4:
         return False  # also what is traced by fx or export, and fake tensors
@@ -72,9 +71,7 @@ def will_fuse(x: Tensor, convs: Sequence[nn.Conv2d], norms: Sequence[nn.Module],
     if dtype not in DTYPES or (autocast and x.dtype == torch.float64):
         return False
     parameters = [conv.weight for conv in convs] + [norm.weight for norm in norms] + [norm.bias for norm in norms]
-    if any(parameter.dtype != dtype or type(parameter) is not nn.Parameter for parameter in parameters):
-        return False
-    return not have_hooks([*convs, *norms, *others])
+    return all(parameter.dtype == dtype and type(parameter) is nn.Parameter for parameter in parameters)
 
 
 def leaves_graph(x: Tensor, norms: Sequence[nn.Module]) -> bool:
@@ -96,13 +93,15 @@ def _is_exporting() -> bool:
     return getattr(torch.compiler, "_is_exporting_flag", True)  # a torch that cannot be asked: one graph
 
 
-def joins_graph(x: Tensor, norms: Sequence[nn.Module]) -> bool:
+def joins_graph(x: Tensor, convs: Sequence[nn.Conv2d], norms: Sequence[nn.Module]) -> bool:
     """Whether a block that is being compiled is best written as :mod:`.inductor` has it."""
     return (
         torch.compiler.is_dynamo_compiling()
         and not _is_exporting()
         and x.device.type in IN_GRAPH
         and norms_are_known(norms)
+        # one position is batch norm's error to raise
+        and x.shape[0] * x.shape[2] * x.shape[3] > convs[0].stride[0] * convs[0].stride[1]
     )
 
 

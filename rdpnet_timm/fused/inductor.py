@@ -4,6 +4,9 @@ There a step of a small network is as long as its list of kernels. So what the a
 torch.compile fuses it best: the depthwise convolution as a sum of nine shifted products, which joins the sums over
 positions and their derivatives, rather than as a convolution, which stands alone; all pointwise branches as one matrix
 product. Means and variances are those of the branches, as in :mod:`.formulas`; the derivatives are torch's.
+
+Under autocast only matrix products are in its precision: what is summed over positions is summed in float32, and the
+output has autocast's dtype.
 """
 
 from typing import Any, Callable, Sequence
@@ -37,6 +40,7 @@ def depth(
         observe: called with means and biased variances, ``(3, 2, C)``, and the number of positions.
         dilation: of the 3x3 convolution.
     """
+    given, x = x, _at_least_float32(x)
     height, width = x.shape[2:]
     padded = F.pad(x, [dilation] * 4)
     a = torch.zeros_like(x)
@@ -55,7 +59,7 @@ def depth(
     bias = betas[0] + betas[1] + betas[2] - alpha_1 * mean_a - centre * mean_x
     _observe(observe, means, variances, x.numel() // x.shape[1])
     parts = (part.reshape(-1, 1, 1) for part in (alpha_1, centre, bias))
-    return torch.relu(next(parts) * a + next(parts) * x + next(parts))
+    return torch.relu(next(parts) * a + next(parts) * x + next(parts)).to(_output_dtype(given))
 
 
 def point(
@@ -82,18 +86,30 @@ def point(
     batch, channels, height, width = x.shape
     positions = x.permute(0, 2, 3, 1).reshape(-1, channels)
     outputs = positions @ torch.cat([weight.flatten(1) for weight in weights]).t()
+    outputs = _at_least_float32(outputs)
     if len(gammas) > len(weights):
-        outputs = torch.cat([outputs, positions], dim=1)
+        outputs = torch.cat([outputs, positions.to(outputs.dtype)], dim=1)
     outputs = outputs.reshape(len(positions), len(gammas), -1)
     variances, means = torch.var_mean(outputs, 0, correction=0)
     _observe(observe, means.unbind(), variances.unbind(), len(positions))
     out = torch.zeros_like(outputs[:, 0])
     for i, (gamma, each) in enumerate(zip(gammas, eps)):
         out = out + (outputs[:, i] - means[i]) * (gamma * torch.rsqrt(variances[i] + each))
-    out = torch.relu(out + torch.stack(list(betas)).sum(0))
+    out = torch.relu(out + torch.stack(list(betas)).sum(0)).to(_output_dtype(x))
     return out.reshape(batch, height, width, -1).permute(0, 3, 1, 2)
 
 
 def _observe(observe: Callable[[Tensor, int], Any], means: Sequence[Tensor], variances: Any, count: int) -> None:
     with torch.no_grad():
         observe(torch.stack([torch.stack([mean, var]) for mean, var in zip(means, variances)]).detach(), count)
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _output_dtype(x: Tensor) -> torch.dtype:
+    """What a convolution of ``x`` returns."""
+    device = x.device.type
+    casts = torch.is_autocast_enabled(device) and x.dtype != torch.float64
+    return torch.get_autocast_dtype(device) if casts else x.dtype
