@@ -7,6 +7,7 @@ import subprocess
 import sys
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -28,7 +29,7 @@ from mmdet.apis import inference_detector, init_detector
 from mmengine.config import Config
 from mmseg.apis import inference_model, init_model
 
-from rdpnet_timm.openmmlab.agreement import agreement, overlaps
+from rdpnet_timm.openmmlab.agreement import agreement, openmmlab_answers, overlaps
 from rdpnet_timm.openmmlab.export import build, drawn_pictures, export_openmmlab, traceable
 from rdpnet_timm.openmmlab.picture import Picture, Resize, Unsupported, picture_transforms, resized
 
@@ -165,6 +166,7 @@ def test_the_operators_are_all_of_onnx_itself(detector, segmentor):
 
 def test_the_json_says_what_goes_in_and_what_comes_out(detector, segmentor):
     facts = json.loads((detector[0] / "cells.onnx.json").read_text())
+    assert facts["weights"] == "weights.pth" and facts["at_most"] == 100
     assert facts["classes"] == CLASSES and facts["network"] == "FasterRCNN" and facts["backbone"] == "RDPNet"
     assert facts["input"]["shape"] == ["height", "width", 3] and facts["input"]["dtype"] == "uint8"
     assert list(facts["outputs"]) == ["boxes", "scores", "labels"] and facts["score_threshold"] == 0.05
@@ -251,6 +253,31 @@ OTHER_KINDS = {
         "test_dataloader = dict(dataset=dict(pipeline=[loader, dict(type='RandomFlip', prob=1.0)]))",
         "test pipeline has a 'RandomFlip'",
     ),
+    "other masks": (
+        f"_base_ = '{SEGMENTOR}'\nmodel = dict(auxiliary_head=None, decode_head=dict(\n"
+        "    _delete_=True, type='EncHead', in_channels=[48, 192, 960], in_index=[0, 1, 2], channels=8, num_codes=4,\n"
+        "    num_classes=21, norm_cfg=dict(type='BN'), use_se_loss=True,\n"
+        "    loss_decode=dict(type='CrossEntropyLoss'),\n"
+        "    loss_se_decode=dict(type='CrossEntropyLoss', use_sigmoid=True)))",
+        "decode_head is a EncHead",
+    ),
+    "a teacher": (
+        f"_base_ = '{DETECTOR}'\nmodel = dict(_delete_=True, type='SoftTeacher', detector={{{{_base_.model}}}},\n"
+        "    semi_train_cfg=dict(freeze_teacher=False), semi_test_cfg=dict(predict_on='teacher'),\n"
+        "    data_preprocessor=dict(type='MultiBranchDataPreprocessor',\n"
+        "        data_preprocessor={{_base_.model.data_preprocessor}}))",
+        "its type is a SoftTeacher",
+    ),
+    "no pictures": (
+        f"_base_ = '{DETECTOR}'\n"
+        + "".join(f"{name} = None\n" for name in ("test_dataloader", "test_evaluator", "test_cfg", "val_dataloader")),
+        "the config has no test pipeline",
+    ),
+    "colours of 32 bits": (
+        f"_base_ = '{DETECTOR}'\n"
+        "test_dataloader = dict(dataset=dict(pipeline=[dict(type='LoadImageFromFile', to_float32=True)]))",
+        "LoadImageFromFile has to_float32=True",
+    ),
     "sliding": (
         f"_base_ = '{SEGMENTOR}'\nmodel = dict(test_cfg=dict(mode='slide', crop_size=(64, 64), stride=(32, 32)))",
         "test_cfg.mode is 'slide'",
@@ -327,6 +354,59 @@ def test_a_resized_picture_is_opencvs_but_for_a_grey_level_in_a_hundred_thousand
         assert np.abs(found - expected).max() <= 1
         differing.append((found != expected).mean())
     assert np.mean(differing) < 1e-5
+
+
+def test_what_a_loader_does_to_the_file_alone_is_no_reason_to_refuse_and_its_other_arguments_reach_the_comparison():
+    settings = Config.fromfile(DETECTOR)
+    loader = settings.test_dataloader.dataset.pipeline[0]
+    loader.update(to_float32=False, color_type="color", backend_args=dict(backend="local"), imdecode_backend="pillow")
+    (found, *_), _ = picture_transforms(settings)
+    assert found == dict(loader)
+    for name, value in [("to_float32", True), ("color_type", "grayscale"), ("imdecode_backend", "tifffile")]:
+        changed = deepcopy(settings)
+        changed.test_dataloader.dataset.pipeline[0][name] = value
+        with pytest.raises(Unsupported, match=f"LoadImageFromFile has {name}={value!r}"):
+            picture_transforms(changed)
+
+
+def test_the_comparison_is_with_the_loader_of_the_config(monkeypatch):
+    """Also with one that is refused today."""
+    settings, given = Config.fromfile(DETECTOR), []
+    settings.test_dataloader.dataset.pipeline[0].to_float32 = True
+    monkeypatch.setattr("rdpnet_timm.openmmlab.picture._require_eight_bit_colours", lambda loader: None)
+    result = SimpleNamespace(bboxes=torch.zeros(0, 4), scores=torch.zeros(0), labels=torch.zeros(0))
+    sample = SimpleNamespace(pred_instances=result)
+    model = SimpleNamespace(test_step=lambda data: given.append(data["inputs"][0].dtype) or [sample])
+    openmmlab_answers(model, settings)(PICTURES[0])
+    assert given == [torch.float32]
+
+
+def test_pictures_are_treated_as_for_validation_where_the_config_has_no_test_data():
+    settings = Config.fromfile(DETECTOR)
+    expected = picture_transforms(settings)
+    settings.test_dataloader = None
+    assert picture_transforms(settings) == expected
+
+
+@pytest.mark.parametrize("most", [-1, 0, 30])
+def test_no_limit_of_boxes_is_none(most):
+    model, settings = build(DETECTOR)
+    spread(model).roi_head.test_cfg.max_per_img = most
+    expected = openmmlab_answers(model, settings)(PICTURES[0])
+    found = [each.numpy() for each in traceable(model, settings)(torch.from_numpy(PICTURES[0]))]
+    assert len(found[0]) == len(expected[0]) == 30 if most > 0 else len(found[0]) == len(expected[0]) > 100
+    assert agreement([expected], [found]).same >= 0.95
+
+
+def test_without_a_checkpoint_the_weights_are_random_which_is_said(tmp_path, caplog):
+    settings = Config.fromfile(DETECTOR)
+    settings.model.test_cfg.rcnn.max_per_img = -1
+    settings.model.backbone.init_cfg = dict(type="Pretrained", checkpoint=str(tmp_path / "none.pth"))
+    settings.dump(tmp_path / "config.py")
+    export_openmmlab(tmp_path / "config.py", tmp_path / "out", size=(48, 64), tolerance=1, rounds=1)
+    assert "the weights are random" in caplog.text
+    facts = json.loads((tmp_path / "out/config.onnx.json").read_text())
+    assert facts["weights"] == "random" and facts["at_most"] is None
 
 
 def test_a_resize_that_is_not_bilinear_is_refused():

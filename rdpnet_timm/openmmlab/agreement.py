@@ -41,7 +41,7 @@ def openmmlab_answers(model: Any, settings: Any) -> Callable[[np.ndarray], Answe
 
     scope = settings.get("default_scope", "mmdet")
     transforms, _ = picture_transforms(settings)
-    transforms[0] = {"type": f"{scope}.LoadImageFromNDArray"}
+    transforms[0] = {**transforms[0], "type": f"{scope}.LoadImageFromNDArray"}
     pipeline = Compose([{**each, "type": _scoped(each["type"], scope)} for each in transforms])
 
     def answer(picture: np.ndarray) -> Answer:

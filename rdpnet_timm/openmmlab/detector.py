@@ -134,7 +134,9 @@ class Detector(nn.Module):
             deltas = deltas[roi]
         boxes = _decode(head.bbox_coder, rois[roi], deltas, size)
         boxes = boxes * (given.to(boxes) / size.to(boxes)).flip(0).repeat(2)
-        kept = _suppressed(boxes, score, label, config.nms, given)[: config.max_per_img]
+        kept = _suppressed(boxes, score, label, config.nms, given)
+        if config.max_per_img > 0:  # else mmdet keeps all; of proposals it does not, there -1 leaves out the last
+            kept = kept[: config.max_per_img]
         return boxes[kept], score[kept], label[kept]
 
 

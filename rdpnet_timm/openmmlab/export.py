@@ -5,6 +5,7 @@ resize of the test pipeline, channel order, normalisation and padding; proposals
 suppression. An operator that only one runtime has is not used.
 """
 
+import logging
 import tempfile
 from copy import deepcopy
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from ..measure.machine import has_vnni
 from ..weights.reading import read_state_dict
 from .agreement import Agreement, agreement, openmmlab_answers
 from .detector import Detector
-from .picture import picture_transforms
+from .picture import picture_transforms, test_dataset
 from .segmentor import Segmentor
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
 ]  # fmt: skip
 
 DENSE = ("backbone", "neck", "rpn_head", "bbox_head", "decode_head")  # what INT8 is for; choosing boxes stays in float
+_LOGGER = logging.getLogger("rdpnet_timm")
 _QUANTIZERS: Dict[str, Any] = {"onnx": quantize_onnx, "openvino": quantize_openvino}
 
 
@@ -72,7 +74,8 @@ def export_openmmlab(
     Args:
         config: of mmdet or mmseg.
         output: the folder to write to, made where needed.
-        checkpoint: as mmengine saves it; without it the weights are as the config initialises them.
+        checkpoint: as mmengine saves it; without it the weights are random, whatever the config's ``init_cfg`` says: a
+            file to time, which finds nothing.
         formats: of 'onnx', 'openvino'.
         name: of the files, without suffix; by default the config's.
         size: ``(H, W)`` of the pictures; by default each may have its own.
@@ -125,6 +128,8 @@ def export_openmmlab(
             f"there is {' and '.join(present)} in '{output}': choose another folder or name, or --overwrite"
         )
     model, settings = build(config, checkpoint)
+    if checkpoint is None:
+        _LOGGER.warning("no checkpoint is given: the weights are random, and what is exported finds nothing")
     network = traceable(reparameterize(model), settings, score_threshold, logits)
     names = _class_names(model, settings, class_names)
     tests = list(pictures[:64]) if pictures else drawn_pictures(size or _usual_size(network))
@@ -164,7 +169,7 @@ def export_openmmlab(
                 kind = kind._replace(one_pool=format_name == "openvino" and size is None)
                 exported.tune(kind, tests[0], rounds)
                 framework = "mmdet" if isinstance(each, Detector) else "mmsegmentation"
-                facts = _facts(exported, each, model, config, names, size, steps, bool(pictures))
+                facts = _facts(exported, each, model, config, checkpoint, names, size, steps, bool(pictures))
                 exported.describe(facts, ["torch", "timm", "mmengine", framework])
                 done.append(exported)
     for exported in done:
@@ -174,6 +179,8 @@ def export_openmmlab(
 
 def build(config: Union[str, Path], checkpoint: Union[str, Path, None] = None) -> Tuple[Any, Any]:
     """The model of a config with the weights of a checkpoint, in its train form and evaluation mode; and the config.
+
+    Without a checkpoint the weights are those of the constructors, random ones; no ``init_cfg`` is followed.
 
     Raises:
         FileNotFoundError: one of the two is not there.
@@ -197,7 +204,6 @@ def build(config: Union[str, Path], checkpoint: Union[str, Path, None] = None) -
     require(scope, "export of this config")
     require(f"{scope}.utils", "export of this config").register_all_modules(init_default_scope=False)
     init_default_scope(scope)
-    settings.model.backbone.pop("init_cfg", None)
     model = revert_sync_batchnorm(MODELS.build(settings.model))
     if checkpoint is not None:
         weights, meta = read_state_dict(checkpoint)
@@ -243,7 +249,7 @@ def traceable(
 def _class_names(model: Any, settings: Any, given: Optional[Sequence[str]]) -> Optional[List[str]]:
     count = model.roi_head.bbox_head.num_classes if hasattr(model, "roi_head") else model.decode_head.num_classes
     trained = (getattr(model, "dataset_meta", None) or {}).get("classes")
-    configured = (settings.test_dataloader.dataset.get("metainfo") or {}).get("classes")
+    configured = (test_dataset(settings).get("metainfo") or {}).get("classes")
     for names, source in ((given, "given"), (trained, "in the checkpoint"), (configured, "in the config's metainfo")):
         if names is None:
             continue
@@ -354,6 +360,7 @@ def _facts(
     network: Union[Detector, Segmentor],
     model: Any,
     config: Union[str, Path],
+    checkpoint: Union[str, Path, None],
     names: Optional[List[str]],
     size: Optional[Tuple[int, int]],
     steps: Dict[str, Any],
@@ -370,7 +377,7 @@ def _facts(
         choice: Dict[str, Any] = {
             "score_threshold": network.score_threshold,
             "overlap_threshold": float(network.rcnn_cfg.nms["iou_threshold"]),
-            "at_most": int(network.rcnn_cfg.max_per_img),
+            "at_most": int(network.rcnn_cfg.max_per_img) if network.rcnn_cfg.max_per_img > 0 else None,
         }
     else:
         outputs = {"classes": "(H, W) uint8, counted from 0, at the size of the picture that was given"}
@@ -381,6 +388,7 @@ def _facts(
         "network": type(model).__name__,
         "backbone": type(model.backbone).__name__,
         "config": Path(config).name,
+        "weights": "random" if checkpoint is None else Path(checkpoint).name,
         "format": exported.format,
         "precision": exported.precision,
         "classes": names,

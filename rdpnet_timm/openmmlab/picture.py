@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Picture", "Resize", "Unsupported", "picture_transforms", "resized"]
+__all__ = ["Picture", "Resize", "Unsupported", "picture_transforms", "resized", "test_dataset"]
 
 
 class Unsupported(ValueError):
@@ -40,23 +40,54 @@ def picture_transforms(config: Any) -> Tuple[List[Dict[str, Any]], Optional[Resi
     Raises:
         Unsupported: the pipeline does something that the exported graph cannot do.
     """
-    dataset = config.test_dataloader.dataset
-    while "pipeline" not in dataset:
-        dataset = dataset["dataset"] if "dataset" in dataset else dataset["datasets"][0]
     resize, kept = None, []
-    for transform in dataset.pipeline:
+    for transform in test_dataset(config)["pipeline"]:
         kind = str(transform["type"]).rsplit(".", 1)[-1]
         if kind == "LoadAnnotations":
             continue
         if kind == "Resize" and resize is None:
             resize = _resize_of(transform)
-        elif kind not in ("LoadImageFromFile", "PackDetInputs", "PackSegInputs"):
+        elif kind == "LoadImageFromFile":
+            _require_eight_bit_colours(transform)
+        elif kind not in ("PackDetInputs", "PackSegInputs"):
             raise Unsupported(
                 f"the test pipeline has a '{kind}', and the exported graph can only do what a Resize does; "
                 "export with a config whose test pipeline is LoadImageFromFile, Resize, PackDetInputs or PackSegInputs"
             )
         kept.append(dict(transform))
     return kept, resize
+
+
+def test_dataset(config: Any) -> Any:
+    """The dataset of a config's test pictures, else of those for validation; of one made of others the first.
+
+    Raises:
+        Unsupported: there is neither, or it has no pipeline.
+    """
+    for name in ("test_dataloader", "val_dataloader"):
+        dataset = (config.get(name) or {}).get("dataset")
+        while dataset is not None and "pipeline" not in dataset:
+            dataset = dataset["dataset"] if "dataset" in dataset else (dataset.get("datasets") or [None])[0]
+        if dataset is not None:
+            return dataset
+    raise Unsupported(
+        "the config has no test pipeline, which says what is done to a picture: give one with a test_dataloader or a "
+        "val_dataloader whose dataset has a pipeline"
+    )
+
+
+# How a file becomes the uint8 RGB that the graph begins with is the caller's matter; what else it becomes is not.
+_OF_THE_FILE = ("type", "backend_args", "file_client_args", "ignore_empty")
+_EIGHT_BIT_COLOURS = {"to_float32": (False,), "color_type": ("color",), "imdecode_backend": ("cv2", "pillow")}
+
+
+def _require_eight_bit_colours(loader: Dict[str, Any]) -> None:
+    for name, value in loader.items():
+        if name not in _OF_THE_FILE and value not in _EIGHT_BIT_COLOURS.get(name, ()):
+            raise Unsupported(
+                f"the test pipeline's LoadImageFromFile has {name}={value!r}, and the exported graph begins with a "
+                "picture in colours of 8 bits: train and evaluate without it, then export"
+            )
 
 
 def _resize_of(transform: Dict[str, Any]) -> Resize:

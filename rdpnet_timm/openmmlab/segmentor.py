@@ -20,7 +20,7 @@ class Segmentor(nn.Module):
         logits: return them too.
 
     Raises:
-        Unsupported: another kind of segmentor, one that slides over its pictures, or one with a single output.
+        Unsupported: another kind of segmentor or head, one that slides over its pictures, or one with a single output.
     """
 
     def __init__(self, model: Any, resize: Optional[Resize], logits: bool = False) -> None:
@@ -48,11 +48,20 @@ class Segmentor(nn.Module):
 
 def _require_encoder_decoder(model: Any) -> None:
     from mmseg.models import EncoderDecoder
+    from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 
     if type(model) is not EncoderDecoder:
         raise Unsupported(
             f"expected an EncoderDecoder of mmseg, got a {type(model).__name__}: only its way from picture to classes "
             "is known here"
+        )
+    head = model.decode_head
+    if any(
+        getattr(type(head), name, None) is not getattr(BaseDecodeHead, name) for name in ("predict", "predict_by_feat")
+    ):
+        raise Unsupported(
+            f"this segmentor's decode_head is a {type(head).__name__}, which has a way of its own from its outputs to "
+            "logits: expected a head that predicts as mmseg's BaseDecodeHead does"
         )
     mode = model.test_cfg.get("mode", "whole")
     if mode != "whole":
