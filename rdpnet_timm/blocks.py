@@ -60,12 +60,14 @@ class Reparameterizable(nn.Module):
         entries = {name[len(prefix) :]: state_dict[name] for name in names}
         dtype = next(tensor.dtype for tensor in entries.values() if tensor.is_floating_point())
         dtype = torch.promote_types(dtype, torch.float32)  # in half precision the merged kernel would be rounded again
-        twin = self._train_form_twin(entries)
-        try:
-            twin.load_state_dict(entries)
-        except RuntimeError as error:
-            raise RuntimeError(f"cannot convert the train-form weights of '{prefix.rstrip('.')}': {error}") from None
-        twin.reparameterize()
+        with torch.device("cpu"):  # whatever the caller's default is: on "meta" there would be no numbers
+            twin = self._train_form_twin(entries)
+            try:
+                twin.load_state_dict(entries)
+            except RuntimeError as error:
+                where = prefix.rstrip(".")
+                raise RuntimeError(f"cannot convert the train-form weights of '{where}': {error}") from None
+            twin.reparameterize()
         for name in names:
             del state_dict[name]
         for name, tensor in twin.state_dict().items():

@@ -28,19 +28,19 @@ def load_checkpoint(model: nn.Module, path: Union[str, Path], use_ema: bool = Tr
 
     Raises:
         FileNotFoundError, ValueError: as :func:`read_checkpoint`.
-        RuntimeError: the weights are not those of this model; the message names the first difference. Strides cannot
-            be read off weights, so a file that names its model must name one with the strides of this one.
+        RuntimeError: the weights are not those of this model; the message names the first difference. Strides and the
+            channel shuffle cannot be read off weights, so a file that names its model must name one with those of this.
     """
     checkpoint = read_checkpoint(path, use_ema)
-    _require_strides(model, checkpoint, str(path))
+    _require_what_weights_do_not_show(model, checkpoint, str(path))
     _load_whole(model, checkpoint.state_dict, str(path))
 
 
-def _require_strides(model: nn.Module, checkpoint: Checkpoint, source: str) -> None:
-    """Refuse weights of the form for 32x32 images in a network for 224x224, and the other way round."""
+def _require_what_weights_do_not_show(model: nn.Module, checkpoint: Checkpoint, source: str) -> None:
+    """Refuse weights of the form for 32x32 images in a network for 224x224, and those of another channel shuffle."""
     if not (isinstance(model, RDPNet) and (checkpoint.arch or "").startswith("rdpnet_")):
         return
-    strides = checkpoint.model_args.get("strides", (1, 1) if str(checkpoint.arch).endswith("_cifar") else (2, 2))
+    strides = checkpoint.model_args.get("strides", (1, 1) if _base(str(checkpoint.arch)).endswith("_cifar") else (2, 2))
     expected, own = (strides[0], strides[0] * strides[1]), tuple(info["reduction"] for info in model.feature_info[:2])
     if own != expected:
         raise RuntimeError(
@@ -48,6 +48,14 @@ def _require_strides(model: nn.Module, checkpoint: Checkpoint, source: str) -> N
             f"{expected}, and this model's have {own}: the shapes agree, the function does not. Create the model as "
             f"timm.create_model('{checkpoint.arch}')"
         )
+    if any(".branches." in name for name in checkpoint.state_dict):  # a deploy form has the shuffle in its weights
+        shuffle = checkpoint.model_args.get("shuffle_groups", 2)
+        if max(shuffle, 1) != max(model.shuffle_groups, 1):
+            raise RuntimeError(
+                f"cannot load '{source}': its weights are those of a network with shuffle_groups={shuffle}, and this "
+                f"model has {model.shuffle_groups}: the shapes agree, the function does not. Create the model with "
+                f"shuffle_groups={shuffle}"
+            )
 
 
 def _load_whole(model: nn.Module, state_dict: Dict[str, Tensor], source: str) -> None:
@@ -66,7 +74,8 @@ def _load_whole(model: nn.Module, state_dict: Dict[str, Tensor], source: str) ->
         if tensor.shape != state_dict[name].shape:
             raise RuntimeError(
                 f"cannot load '{source}': its '{name}' has the shape {tuple(state_dict[name].shape)}, the model's is "
-                f"{tuple(tensor.shape)}; create the model with the width, in_chans and num_classes of the weights"
+                f"{tuple(tensor.shape)}; create the model with the width, in_chans, num_classes and global_pool of the "
+                "weights"
             )
     model.load_state_dict(state_dict)
 
@@ -108,6 +117,8 @@ def load_model(
             f"'{source}' does not say what model it is of; name it (--model){_candidates(checkpoint.state_dict)}"
         )
     created = timm.create_model(name, pretrained=False, **{**_creation_args(checkpoint, name), **kwargs})
+    if not isinstance(created, RDPNet):
+        created = _in_form_of(created, checkpoint.state_dict)
     _load_whole(created, checkpoint.state_dict, str(source))
     _name_classes(created, checkpoint.classes)
     return created
@@ -135,7 +146,7 @@ def _pretrained(name: str, random_weights: bool, kwargs: Dict[str, Any]) -> nn.M
         if config is None or not config.has_weights:
             raise ValueError(
                 f"there are no pretrained weights for '{name}': give a checkpoint in its place, or ask for random "
-                "weights, for timing or a trial (--random-weights; in Python random_weights=True)"
+                "weights, for timing or a trial (rdpnet export --random-weights; in Python random_weights=True)"
             )
     model = timm.create_model(name, pretrained=not random_weights, **kwargs)
     if random_weights:
@@ -155,8 +166,18 @@ def _creation_args(checkpoint: Checkpoint, name: str) -> Dict[str, Any]:
     return args
 
 
+def _in_form_of(model: nn.Module, state_dict: Dict[str, Tensor]) -> nn.Module:
+    """``model``, of any family, in its deploy form where the weights are those of that."""
+    if model.state_dict().keys() == state_dict.keys():
+        return model
+    deployed = reparameterize(model)
+    return deployed if deployed.state_dict().keys() == state_dict.keys() else model
+
+
 def _args_of(state_dict: Dict[str, Tensor]) -> Dict[str, Any]:
     """The arguments of an RDPNet that its weights show; empty for other networks."""
+    if not any(name.startswith("stages.0.0.depth.") for name in state_dict):
+        return {}
     merged = state_dict.get("stem.reparam_conv.weight")
     stem = state_dict.get("stem.branches.conv3x3.conv.weight", merged)
     if stem is None:
@@ -248,7 +269,7 @@ def convert_checkpoint(
     Raises:
         FileExistsError: ``output`` exists, or is ``source`` itself, whose branches could not be had back.
         RuntimeError: the two forms differ by more than ``tolerance``; nothing is written.
-        ValueError: the checkpoint cannot be read, or is in the deploy form already.
+        ValueError: the checkpoint cannot be read, is in the deploy form already, or is of a network without one.
     """
     source, output = Path(source), Path(output)
     if output.exists() and (not overwrite or output.samefile(source)):
@@ -259,6 +280,8 @@ def convert_checkpoint(
     trained = load_model(source, model, use_ema)
     deployed = deploy_form_of(trained)
     verification = verify(trained, deployed)
+    if not verification.parts:
+        raise ValueError(f"'{source}' is of {model or checkpoint.arch}, in which there is nothing to merge")
     verification.require(tolerance)
     arch = model or str(checkpoint.arch)
     args = _creation_args(checkpoint, arch)

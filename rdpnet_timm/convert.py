@@ -34,8 +34,8 @@ def deploy_method(module: nn.Module) -> Optional[Callable[[], Optional[nn.Module
     """
     for name in ("fuse", "switch_to_deploy", "reparameterize"):
         method = getattr(module, name, None)
-        if callable(method) and _takes_no_arguments(method):
-            return method
+        if callable(method) and not isinstance(method, nn.Module) and _takes_no_arguments(method):
+            return method  # a child module of that name is a layer
     return None
 
 

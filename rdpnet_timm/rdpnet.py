@@ -51,7 +51,7 @@ class RDPNet(nn.Module):
 
     Raises:
         ValueError: a count out of range, a width without whole channels, a shuffle that does not divide the channels,
-            an output stride that this form cannot have.
+            an output stride that this form cannot have, classes without pooling.
     """
 
     def __init__(
@@ -84,6 +84,7 @@ class RDPNet(nn.Module):
         )
         self.num_classes = num_classes
         self.in_chans = in_chans
+        self.shuffle_groups = shuffle_groups
         self.drop_rate = drop_rate
         self.grad_checkpointing = False
         max_stride = _check_output_stride(output_stride, strides)
@@ -120,6 +121,7 @@ class RDPNet(nn.Module):
         self.num_features = channels
         self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
         self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+        _check_pooling(global_pool, num_classes)
         self.head = (
             Linear(self.head_hidden_size, num_classes, device=device, dtype=dtype) if num_classes > 0 else nn.Identity()
         )
@@ -148,7 +150,12 @@ class RDPNet(nn.Module):
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: Optional[str] = None) -> None:
-        """Replace the classifier, 0 classes removing it, and, where given, the pooling."""
+        """Replace the classifier, 0 classes removing it, and, where given, the pooling.
+
+        Raises:
+            ValueError: classes without pooling.
+        """
+        _check_pooling(self.global_pool.pool_type if global_pool is None else global_pool, num_classes)
         weight = next(self.parameters())
         self.num_classes = num_classes
         if global_pool is not None:
@@ -277,6 +284,14 @@ def _channels(base: int, width: float) -> int:
     if channels != int(channels) or channels < 1:
         raise ValueError(f"width must give a whole number of channels, got {width} * {base} = {channels}")
     return int(channels)
+
+
+def _check_pooling(global_pool: str, num_classes: int) -> None:
+    if num_classes > 0 and not global_pool:
+        raise ValueError(
+            f"global_pool='' leaves the classifier a map, and it takes pooled features: got num_classes={num_classes}; "
+            "set num_classes=0 for maps, or name a pooling"
+        )
 
 
 def _check_output_stride(output_stride: Optional[int], strides: Tuple[int, ...]) -> int:

@@ -3,6 +3,8 @@
 import argparse
 import json
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, Callable, Dict
 
@@ -52,6 +54,7 @@ def prefixed(prefix: str) -> Callable[[Dict[str, Tensor]], Dict[str, Tensor]]:
         ("ddp.pth", prefixed("module.")),
         ("compiled.pth", prefixed("_orig_mod.")),
         ("both.pth", prefixed("_orig_mod.module.")),
+        ("peer.pth", prefixed("backbone.timm_model.")),
         ("detector.pth", lambda weights: {"neck.weight": torch.ones(1), **prefixed("backbone.")(weights)}),
     ],
 )
@@ -168,8 +171,72 @@ def test_weights_for_small_images_do_not_go_into_a_network_for_large_ones(tmp_pa
     plain.with_suffix(".json").write_text(json.dumps({"model": NAME, "sha256": "of another file"}))
     with pytest.raises(ValueError, match="does not say"):
         load_model(plain)
+    tagged = tmp_path / "tagged.safetensors"
+    save_model(small, tagged, f"{NAME}.digits", {"num_classes": 10})
+    with pytest.raises(RuntimeError, match="strides"):
+        rdpnet_timm.load_checkpoint(large, tagged)
+    rdpnet_timm.load_checkpoint(small, tagged)
     dilated = timm.create_model(NAME, output_stride=8)
     rdpnet_timm.load_checkpoint(dilated, tmp_path / "small.safetensors")
+
+
+def test_weights_of_another_shuffle_are_refused(tmp_path: Path) -> None:
+    plain, shuffled, path = trained(shuffle_groups=0), trained(), tmp_path / "plain.safetensors"
+    save_model(plain, path, NAME, {"shuffle_groups": 0})
+    with pytest.raises(RuntimeError, match="shuffle_groups=0, and this model has 2"):
+        rdpnet_timm.load_checkpoint(shuffled, path)
+    rdpnet_timm.load_checkpoint(timm.create_model(NAME, shuffle_groups=1), path)
+    convert_checkpoint(path, tmp_path / "deployed.pth")
+    merged = timm.create_model(NAME, inference_mode=True)  # the weights hold what shuffle there was
+    rdpnet_timm.load_checkpoint(merged, tmp_path / "deployed.pth")
+    torch.testing.assert_close(outputs(merged), outputs(plain))
+
+
+def test_what_timms_train_script_was_told_of_pooling_and_pictures_is_kept(tmp_path: Path) -> None:
+    model = trained(num_classes=4, global_pool="catavgmax")
+    told = dict(
+        num_classes=4, in_chans=None, gp="catavgmax", mean=[0.5], std=[0.2, 0.3, 0.4], img_size=40, crop_pct=0.9
+    )
+    script = argparse.Namespace(model=NAME, model_kwargs={}, interpolation="", input_size=None, **told)
+    torch.save({"arch": NAME, "state_dict": model.state_dict(), "args": script}, tmp_path / "last.pth.tar")
+    convert_checkpoint(tmp_path / "last.pth.tar", tmp_path / "deployed.safetensors")
+    for name in ("last.pth.tar", "deployed.safetensors"):
+        loaded = load_model(tmp_path / name)
+        torch.testing.assert_close(outputs(loaded), outputs(model), rtol=1e-3, atol=1e-3)
+        config = timm.data.resolve_model_data_config(loaded)
+        assert config["input_size"] == (3, 40, 40) and config["crop_pct"] == 0.9
+        assert config["interpolation"] == "bicubic"
+        assert [*config["mean"], *config["std"]] == [0.5, 0.5, 0.5, 0.2, 0.3, 0.4]
+
+
+def test_a_checkpoint_of_our_trainer_says_its_model_and_its_averaged_weights(tmp_path: Path) -> None:
+    raw, averaged = trained(shuffle_groups=0), trained(seed=1, shuffle_groups=0)
+    description = {"model": NAME, "model_args": {"shuffle_groups": 0, "pretrained": True}, "seed": 0}
+    parts = {"model": raw.state_dict(), "ema": prefixed("module.")(averaged.state_dict()), "step": 3}
+    torch.save({**parts, "description": description}, tmp_path / "checkpoint.pt")
+    for use_ema, expected in ((True, averaged), (False, raw)):
+        assert torch.equal(outputs(load_model(tmp_path / "checkpoint.pt", use_ema=use_ema)), outputs(expected))
+
+
+def test_the_training_state_that_mmengine_stores_is_read_without_mmengine(tmp_path: Path) -> None:
+    pytest.importorskip("mmengine")
+    write = """
+import sys, numpy, torch
+from mmengine.logging import HistoryBuffer
+history = HistoryBuffer(numpy.ones(3), numpy.ones(3))
+torch.save({"message_hub": {"log_scalars": {"train/loss": history}, "runtime_info": {"iter": numpy.int64(3)}},
+            "state_dict": {"backbone.weight": torch.ones(2)}}, sys.argv[1])
+"""
+    read = """
+import sys
+from rdpnet_timm.weights.reading import read_checkpoint
+assert read_checkpoint(sys.argv[1]).state_dict["weight"].tolist() == [1, 1]
+assert "mmengine" not in sys.modules
+import mmengine.logging
+assert read_checkpoint(sys.argv[1]).state_dict["weight"].tolist() == [1, 1]
+"""
+    for program in (write, read):
+        subprocess.run([sys.executable, "-c", program, tmp_path / "epoch_1.pth"], check=True, timeout=300)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
@@ -327,6 +394,13 @@ def test_other_reparameterisable_models_convert_too(tmp_path: Path) -> None:
     assert read_checkpoint(tmp_path / "out.pth").state_dict["classifier.weight"].shape[0] == 2
     save_model(model, tmp_path / "peer.safetensors", "repghostnet_050", {"num_classes": 2})
     assert convert_checkpoint(tmp_path / "peer.safetensors", tmp_path / "out2.pth").relative <= 1e-5
+    torch.testing.assert_close(outputs(load_model(tmp_path / "out2.pth")), outputs(model))
+    save_model(trained("mobileone_s0", num_classes=2), tmp_path / "one.pth", "mobileone_s0", {"num_classes": 2})
+    convert_checkpoint(tmp_path / "one.pth", tmp_path / "out3.pth")
+    assert load_model(tmp_path / "out3.pth").num_classes == 2
+    save_model(trained("resnet10t"), tmp_path / "plain.pth", "resnet10t", {})
+    with pytest.raises(ValueError, match=r"resnet10t.*nothing to merge"):
+        convert_checkpoint(tmp_path / "plain.pth", tmp_path / "out4.pth")
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:

@@ -83,3 +83,16 @@ def test_a_single_block_that_returns_another_module_is_replaced_by_it() -> None:
 def test_a_module_without_a_deploy_form_has_no_method() -> None:
     assert deploy_method(nn.Conv2d(1, 1, 1)) is None and deploy_method(Adder()) is None
     assert deploy_method(RDPModule(4, 8)) is not None
+
+
+def test_a_layer_of_that_name_is_no_method() -> None:
+    class Head(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fuse = nn.Conv2d(3, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fuse(x)
+
+    head, x = Head(), torch.randn(1, 3, 4, 4)
+    torch.testing.assert_close(reparameterize(head)(x), head(x))

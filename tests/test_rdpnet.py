@@ -137,6 +137,14 @@ def test_every_parameter_gets_a_gradient_with_and_without_checkpointing(inferenc
         torch.testing.assert_close(checkpointed, plain)
 
 
+def test_train_form_weights_are_assigned_to_a_deploy_form_on_the_meta_device() -> None:
+    trained, x = randomize_norms(create()).eval(), images()
+    with torch.device("meta"):
+        deployed = create(inference_mode=True)
+        deployed.load_state_dict(trained.state_dict(), assign=True)
+    torch.testing.assert_close(deployed.eval()(x), trained(x), rtol=1e-4, atol=1e-5)
+
+
 def test_the_classifier_can_be_replaced_or_removed() -> None:
     model, x = create(num_classes=7), images()
     assert model(x).shape == (2, 7) and model.get_classifier() is model.head
@@ -149,6 +157,10 @@ def test_the_classifier_can_be_replaced_or_removed() -> None:
     for num_classes, pool, shape in ((0, "avg", (2, 320)), (0, "", (2, 320, 4, 4)), (5, "max", (2, 5))):
         assert create(num_classes=num_classes, global_pool=pool)(x).shape == shape
     assert create(in_chans=1)(x[:, :1]).shape == (2, 10)
+    for classify in (lambda: create(global_pool=""), lambda: model.reset_classifier(3, "")):
+        with pytest.raises(ValueError, match=r"global_pool=''.*num_classes=0"):
+            classify()
+    assert model(x).shape == (2, model.num_features, 4, 4)
 
 
 def test_features_head_and_forward_agree() -> None:

@@ -4,20 +4,19 @@ Since torch 2.6 checkpoints are read with ``weights_only=True``, which mmengine'
 compiled operators; and mmengine's distributed training takes a GPU for granted.
 """
 
-import argparse
 import importlib
 import importlib.util
 import logging
 import os
-import pickle
 import sys
 from functools import wraps
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
-from typing import Any, Callable, List
+from typing import Any, List
 
-import numpy as np
 import torch
+
+from ..weights.reading import checkpoint_types
 
 __all__ = [
     "allow_checkpoint_types",
@@ -92,36 +91,7 @@ def allow_checkpoint_types() -> None:
     """Let torch's safe loader read the training state that mmengine and timm store beside the weights."""
     from mmengine.logging import HistoryBuffer
 
-    def history_method(owner: type, name: str) -> Any:
-        """``getattr``, by which mmengine stores a history's methods, of nothing but these."""
-        if owner is HistoryBuffer and name in ("min", "max", "mean", "current"):
-            return getattr(owner, name)
-        raise pickle.UnpicklingError(f"a checkpoint asks for {name} of {owner}, which is not loaded")
-
-    def named(function: Callable[..., Any], module: str, name: str) -> Callable[..., Any]:
-        """``function``, as the loader finds it under a name in a checkpoint: torch 2.5 goes by what it says itself."""
-
-        def call(*arguments: Any) -> Any:
-            return function(*arguments)
-
-        call.__module__, call.__name__, call.__qualname__ = module, name, name
-        return call
-
-    # numpy's functions moved in numpy 2; a checkpoint may name either place
-    multiarray = (np._core if hasattr(np, "_core") else np.core).multiarray
-    places = [f"numpy.{place}.multiarray" for place in ("core", "_core")]
-    torch.serialization.add_safe_globals(
-        [
-            argparse.Namespace,
-            HistoryBuffer,
-            named(history_method, "builtins", "getattr"),
-            np.dtype,
-            np.ndarray,
-            *{type(np.dtype(kind)) for kind in np.typecodes["All"]},
-            *(named(multiarray.scalar, place, "scalar") for place in places),
-            *(named(multiarray._reconstruct, place, "_reconstruct") for place in places),
-        ]
-    )
+    torch.serialization.add_safe_globals(checkpoint_types(HistoryBuffer))
 
 
 def allow_distributed_cpu() -> None:

@@ -4,9 +4,11 @@ import argparse
 import json
 import pickle
 import re
+import sys
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple, Union
 
+import numpy as np
 import safetensors
 import timm
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from ..files import sha256
 
-__all__ = ["Checkpoint", "read_checkpoint", "read_state_dict", "state_dict_of"]
+__all__ = ["Checkpoint", "checkpoint_types", "read_checkpoint", "read_state_dict", "state_dict_of"]
 
 
 class Checkpoint(NamedTuple):
@@ -35,7 +37,7 @@ class Checkpoint(NamedTuple):
 
 
 def read_checkpoint(path: Union[str, Path], use_ema: bool = True) -> Checkpoint:
-    """Read timm's ``.pth.tar``, a plain state dict or a safetensors file; no code in a file is ever run.
+    """Read timm's ``.pth.tar``, mmengine's, a plain state dict or a safetensors file; no code in a file is ever run.
 
     Of a detector's or segmentor's checkpoint the entries of the backbone are taken.
 
@@ -47,8 +49,11 @@ def read_checkpoint(path: Union[str, Path], use_ema: bool = True) -> Checkpoint:
         FileNotFoundError, ValueError: as :func:`read_state_dict`.
     """
     state_dict, meta = read_state_dict(path, use_ema)
-    backbone = {name.removeprefix("backbone."): v for name, v in state_dict.items() if name.startswith("backbone.")}
-    card = _card(Path(path))
+    backbone = {re.sub(r"^backbone\.(timm_model\.)?", "", name): value for name, value in state_dict.items()}
+    backbone = {name: value for name, value in backbone.items() if name not in state_dict}
+    card, description = _card(Path(path)), meta.get("description")
+    if isinstance(description, dict):  # in the checkpoint of a run of `rdpnet train`
+        meta = {"arch": description.get("model"), "model_args": description.get("model_args", {}), **meta}
     arch = _arch(meta) or _arch({"arch": card.get("model")})
     return Checkpoint(backbone or state_dict, arch, _model_args(meta), _classes(meta) or _classes(card))
 
@@ -92,7 +97,7 @@ def state_dict_of(content: Any, use_ema: bool = True) -> Dict[str, Tensor]:
         ValueError: there are none.
     """
     if isinstance(content, dict):
-        keys = ("state_dict_ema", "model_ema") * use_ema + ("state_dict", "model")
+        keys = ("state_dict_ema", "model_ema", "ema") * use_ema + ("state_dict", "model")
         content = next((content[key] for key in keys if isinstance(content.get(key), dict)), content)
     if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
         raise ValueError("expected a state dict, a mapping of names to tensors; there is none")
@@ -111,8 +116,10 @@ def _read_safetensors(path: Path) -> Any:
 
 
 def _read_pickle(path: Path) -> Any:
+    mmengine = sys.modules.get("mmengine.logging.history_buffer")
+    types = checkpoint_types(mmengine.HistoryBuffer if mmengine else _HistoryBuffer)
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # timm's train.py stores its arguments
+        with torch.serialization.safe_globals(types):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         detail = re.search(r"(?:Unsupported|GLOBAL|WeightsUnpickler)[^\n]*", str(error))
@@ -126,6 +133,58 @@ def _read_pickle(path: Path) -> Any:
         known = isinstance(error, (RuntimeError, EOFError, ValueError)) and str(error)
         reason = known.splitlines()[0] if known else "its bytes are those of something else"
         raise ValueError(f"'{path}' is not a whole checkpoint ({reason}): copy or download it again") from None
+
+
+class _HistoryBuffer:
+    """Stands for mmengine's class of that name, the history of a loss, which nobody here reads."""
+
+    def min(self) -> None: ...
+
+    def max(self) -> None: ...
+
+    def mean(self) -> None: ...
+
+    def current(self) -> None: ...
+
+
+_HistoryBuffer.__module__, _HistoryBuffer.__qualname__ = "mmengine.logging.history_buffer", "HistoryBuffer"
+
+
+def checkpoint_types(history_buffer: type) -> List[Any]:
+    """For torch's safe loader: what timm's train.py and mmengine store beside the weights.
+
+    Args:
+        history_buffer: mmengine's class ``HistoryBuffer``, or what stands for it.
+    """
+
+    def history_method(owner: type, name: str) -> Any:
+        """``getattr``, by which mmengine stores a history's methods, of nothing but these."""
+        if owner is history_buffer and name in ("min", "max", "mean", "current"):
+            return getattr(owner, name)
+        raise pickle.UnpicklingError(f"a checkpoint asks for {name} of {owner}, which is not loaded")
+
+    def named(function: Callable[..., Any], module: str, name: str) -> Callable[..., Any]:
+        """``function``, as the loader finds it under a name in a checkpoint: torch 2.5 goes by what it says itself."""
+
+        def call(*arguments: Any) -> Any:
+            return function(*arguments)
+
+        call.__module__, call.__name__, call.__qualname__ = module, name, name
+        return call
+
+    # numpy's functions moved in numpy 2; a checkpoint may name either place
+    multiarray = (np._core if hasattr(np, "_core") else np.core).multiarray
+    places = [f"numpy.{place}.multiarray" for place in ("core", "_core")]
+    return [
+        argparse.Namespace,
+        history_buffer,
+        named(history_method, "builtins", "getattr"),
+        np.dtype,
+        np.ndarray,
+        *{type(np.dtype(kind)) for kind in np.typecodes["All"]},
+        *(named(multiarray.scalar, place, "scalar") for place in places),
+        *(named(multiarray._reconstruct, place, "_reconstruct") for place in places),
+    ]
 
 
 def _arch(meta: Dict[str, Any]) -> Optional[str]:
@@ -153,10 +212,35 @@ def _classes(meta: Dict[str, Any]) -> Optional[List[str]]:
     return list(names) or None
 
 
+# what a model is created with, and the option of timm's train.py that says it
+_SCRIPT_ARGUMENTS = {"num_classes": "num_classes", "in_chans": "in_chans", "global_pool": "gp"}
+
+
 def _model_args(meta: Dict[str, Any]) -> Dict[str, Any]:
     args = meta.get("model_args", {})
     args = dict(json.loads(args) if isinstance(args, str) else args)
     script = meta.get("args")  # of timm's train.py
-    counts = {name: getattr(script, name, None) for name in ("num_classes", "in_chans")}
-    counts = {name: count for name, count in counts.items() if isinstance(count, int)}
-    return {**counts, **(getattr(script, "model_kwargs", None) or {}), **args}
+    if isinstance(script, argparse.Namespace):
+        told = {argument: getattr(script, option, None) for argument, option in _SCRIPT_ARGUMENTS.items()}
+        told = {argument: value for argument, value in told.items() if value is not None}
+        pictures = {"pretrained_cfg_overlay": _pictures_of(vars(script))}
+        args = {**told, **pictures, **(getattr(script, "model_kwargs", None) or {}), **args}
+    args.pop("pretrained", None)  # where the training began; these weights are what came of it
+    overlay = args.pop("pretrained_cfg_overlay", None)
+    if overlay:  # JSON knows no tuples, which timm takes
+        overlay = {name: tuple(value) if isinstance(value, list) else value for name, value in overlay.items()}
+        args["pretrained_cfg_overlay"] = overlay
+    return args
+
+
+def _pictures_of(options: Dict[str, Any]) -> Dict[str, Any]:
+    """What timm's train.py was told of the pictures, by the names in ``pretrained_cfg``."""
+    names = ("input_size", "mean", "std", "interpolation", "crop_pct")
+    told = {name: options[name] for name in names if options.get(name)}
+    channels, size = options.get("in_chans") or 3, options.get("img_size")
+    if size:
+        told.setdefault("input_size", [channels, size, size])
+    for name in ("mean", "std"):
+        if len(told.get(name, ())) == 1:  # one number is for all channels there
+            told[name] = list(told[name]) * channels
+    return told
