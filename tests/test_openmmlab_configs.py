@@ -135,11 +135,16 @@ def test_a_config_of_ones_own_starts_from_one_of_the_package(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("device", "room", "expected"),
-    [("cpu", 4.0, ["trained", "kept"]), ("cpu", 1.4, ["trained", "goes back"]), ("cuda", 4.0, ["trained"])],
+    ("device", "room", "processes", "expected"),
+    [
+        ("cpu", 4.0, 1, ["trained", "kept"]),
+        ("cpu", 1.4, 1, ["trained", "goes back"]),
+        ("cpu", 4.0, 3, ["trained", "goes back"]),
+        ("cuda", 4.0, 1, ["trained"]),
+    ],
 )
 def test_training_on_a_cpu_keeps_freed_memory_where_there_is_room(
-    device: str, room: float, expected: List[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    device: str, room: float, processes: int, expected: List[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from rdpnet_timm.openmmlab import runner as module
 
@@ -149,6 +154,7 @@ def test_training_on_a_cpu_keeps_freed_memory_where_there_is_room(
     monkeypatch.setattr(module, "peak_memory", lambda: 1000)
     monkeypatch.setattr(module, "memory", lambda: room * 1000)
     monkeypatch.setattr(module, "get_device", lambda: device)
+    monkeypatch.setattr(module, "get_world_size", lambda: processes)
     monkeypatch.setattr(Runner, "train", lambda runner: calls.append("trained"))
     runner = object.__new__(DataCheckingRunner)
     runner.cfg = Config.fromfile(FOLDER / "demo/deeplabv3plus_rdpnet075_sample.py")

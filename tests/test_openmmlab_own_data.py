@@ -4,7 +4,9 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import Any, Dict, Iterator
+from types import SimpleNamespace
+from typing import Any, Dict, Iterator, List
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -12,13 +14,16 @@ import pytest
 pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
 
+import mmcv
 from mmengine.config import Config
+from mmengine.runner import Runner
 from PIL import Image
 
 from rdpnet_timm.demo.sample_voc import VOC_CLASSES, make_sample_voc
-from rdpnet_timm.openmmlab.data_check import check_data
+from rdpnet_timm.openmmlab.data_check import check_data, class_counts, named_classes
+from rdpnet_timm.openmmlab.export import _class_names
 from rdpnet_timm.openmmlab.own_data import detection, segmentation
-from rdpnet_timm.openmmlab.runner import DataCheckingRunner
+from rdpnet_timm.openmmlab.runner import DataCheckingRunner, _require_data, _take_own_classes
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "own_data.md").read_text()
@@ -134,6 +139,22 @@ def test_a_voc_config_with_other_metainfo_reads_masks_of_these_classes(own: Path
     assert {1, 2} & set(labels) and set(labels) <= {0, 1, 2, 255}
 
 
+def xml(name: str = "<name>nut</name>", box: Any = (10, 20, 60, 80), size: Any = (256, 192), more: str = "") -> bytes:
+    corners = "".join(f"<{side}>{at}</{side}>" for side, at in zip(("xmin", "ymin", "xmax", "ymax"), box or ()))
+    inner = f"<size><width>{size[0]}</width><height>{size[1]}</height></size>"
+    return f"<annotation>{inner}<object>{name}{more}<bndbox>{corners}</bndbox></object></annotation>".encode()
+
+
+def build_dataset(cfg: Any) -> Any:
+    """As mmdet or mmseg builds it, without what is done to the pictures."""
+    import mmdet.datasets
+    import mmseg.datasets
+
+    kind = getattr(mmdet.datasets, cfg["type"], None) or getattr(mmseg.datasets, cfg["type"])
+    others = {name: value for name, value in cfg.items() if name not in ("type", "_delete_", "pipeline")}
+    return kind(**others, pipeline=[])
+
+
 def boxes(root: Path) -> Any:
     return detection(root / "data/parts", ("bolt", "nut"), (64, 64), 1)["train_dataloader"]["dataset"]
 
@@ -161,7 +182,14 @@ def test_data_in_order_give_no_finding(own: Path) -> None:
         ("ImageSets/Main/train.txt", None, r"list .*train.txt cannot be read"),
         ("Annotations/{}.xml", None, r"1 of 8 annotations: .*/Annotations/\S+\.xml is missing"),
         ("Annotations/{}.xml", b"", r"\.xml is not XML \(no element found: line 1, column 0\)"),
-        ("Annotations/{}.xml", b"<annotation><object><name>nut</name></object></annotation>", r"without name or box"),
+        ("ImageSets/Main/train.txt", b"a\n\nb\n", r"line 2 of the list .*train.txt is empty"),
+        ("Annotations/{}.xml", xml(box=None), r"has none for <xmin>, and mmdet reads a number there"),
+        ("Annotations/{}.xml", xml(box=(1, 1, "nan", 9)), r"has 'nan' for <xmax>"),
+        ("Annotations/{}.xml", xml(box=(1, 1, "", 9)), r"has '' for <xmax>"),
+        ("Annotations/{}.xml", xml(name=""), r"has an object without <name>"),
+        ("Annotations/{}.xml", xml(more="<difficult>Unspecified</difficult>"), r"has 'Unspecified' for <difficult>"),
+        ("Annotations/{}.xml", xml(more="<difficult></difficult>"), r"has '' for <difficult>"),
+        ("Annotations/{}.xml", xml(size=("256.0", 192)), r"has '256.0' for <width>"),
         ("JPEGImages/{}.jpg", None, r"1 of 8 pictures: .*/JPEGImages/\S+\.jpg is missing"),
         ("JPEGImages/{}.jpg", b"not a picture", r"\.jpg is no picture \(UnidentifiedImageError\)"),
         ("JPEGImages/{}.jpg", b"\xff\xd8\xff\xe0", r"\.jpg is no picture"),
@@ -171,7 +199,53 @@ def test_what_is_wrong_with_boxes_is_told_by_name(own: Path, file: str, content:
     path = own / "data/parts" / file.format(first(own, "parts"))
     path.unlink() if content is None else path.write_bytes(content)
     errors, warnings = check_data(boxes(own))
-    assert len(errors) == 1 and re.search(told, errors[0]) and not warnings, errors
+    assert any(re.search(told, error) for error in errors) and not warnings, errors
+    assert len(errors) == 1 or file.endswith("train.txt")
+    if file.startswith("Annotations"):
+        with pytest.raises((AttributeError, ElementTree.ParseError, OSError, TypeError, ValueError)):
+            build_dataset(boxes(own))
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (dict(box=(60, 60, 20, 20)), r"1 of 8 annotations have boxes of no size, or with their corners the wrong way"),
+        (dict(box=(0.1, 0.2, 0.5, 0.6)), r"have boxes of no size"),
+        (dict(box=(200, 20, 300, 90)), r"1 of 8 annotations have boxes that reach beyond their picture: .*\.xml$"),
+        (
+            dict(size=(512, 384)),
+            r"another size than the picture has, .*: .*\.xml says 512 x 384, the picture has 256 x 192",
+        ),
+    ],
+    ids=str,
+)
+def test_boxes_that_mmdet_takes_as_they_are_are_a_warning(own: Path, content: Any, told: str) -> None:
+    (own / "data/parts/Annotations" / f"{first(own, 'parts')}.xml").write_bytes(xml(**content))
+    errors, (warning,) = check_data(boxes(own))
+    assert not errors and re.search(told, warning), warning
+    assert len(build_dataset(boxes(own))) == 8
+
+
+@pytest.mark.parametrize("what", ["nothing", "difficult", "fractions"])
+def test_no_object_to_train_on_is_an_error_and_none_to_test_on_a_warning(own: Path, what: str) -> None:
+    contents = dict(
+        nothing=b"<annotation/>",
+        difficult=xml(more="<difficult>1</difficult>"),
+        fractions=xml(box=(0.1, 0.2, 0.5, 0.6)),
+    )
+    for path in (own / "data/parts/Annotations").iterdir():
+        path.write_bytes(contents[what])
+    (error,) = check_data(boxes(own)).errors
+    assert re.search(r"no object in .*train.txt to train on", error)
+    errors, warnings = check_data({**boxes(own), "test_mode": True})
+    assert not errors and warnings[-1] == error
+
+
+def test_what_is_in_an_object_of_another_class_is_not_looked_at_as_in_mmdet(own: Path) -> None:
+    path = own / "data/parts/Annotations" / f"{first(own, 'parts')}.xml"
+    path.write_bytes(xml(name="<name>washer</name>", box=("nan", 1, 1, 1)))
+    errors, (warning,) = check_data(boxes(own))
+    assert not errors and "'washer' (1)" in warning and len(build_dataset(boxes(own))) == 7  # without the empty one
 
 
 def test_a_picture_under_another_suffix_is_pointed_at(own: Path) -> None:
@@ -205,6 +279,10 @@ def damaged_mask(path: Path, kind: str) -> None:
         Image.fromarray(labels).save(path)
     elif kind == "colours":
         Image.fromarray(labels).convert("RGB").save(path)
+    elif kind == "turned":
+        Image.fromarray(labels.T.copy()).save(path)
+    elif kind == "halved":
+        Image.fromarray(labels[::2, ::2].copy()).save(path)
     elif kind == "cut off":
         path.write_bytes(path.read_bytes()[:-200])
     else:
@@ -218,12 +296,132 @@ def damaged_mask(path: Path, kind: str) -> None:
         ("colours", r"\.png is a picture in colours \(RGB\)"),
         ("cut off", r"\.png is cut off"),
         ("missing", r"1 of 8 masks: \S+\.png is missing"),
+        ("turned", r"1 of 8 masks have another size .*: \S+\.png has 192 x 256, the picture 256 x 192$"),
+        ("halved", r"\.png has 128 x 96, the picture 256 x 192$"),
     ],
 )
 def test_what_is_wrong_with_masks_is_told_by_name(own: Path, kind: str, told: str) -> None:
     damaged_mask(own / "data/ground/SegmentationClass" / f"{first(own, 'ground')}.png", kind)
     errors, _ = check_data(masks(own))
     assert len(errors) == 1 and re.search(told, errors[0]), errors
+
+
+def test_a_picture_has_the_size_that_it_is_read_with(own: Path) -> None:
+    name = first(own, "ground")
+    path = own / "data/ground/JPEGImages" / f"{name}.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # held upright
+    Image.open(path).save(path, exif=exif)
+    (error,) = check_data(masks(own)).errors
+    assert "has 256 x 192, the picture 192 x 256" in error
+    assert mmcv.imread(str(path)).shape == (256, 192, 3)
+    as_it_lies = [dict(type="LoadImageFromFile", color_type="color_ignore_orientation")]
+    assert check_data({**masks(own), "pipeline": as_it_lies}).errors == []
+    damaged_mask(own / "data/ground/SegmentationClass" / f"{name}.png", "turned")
+    assert check_data(masks(own)).errors == []
+
+
+def test_pictures_without_masks_can_be_tried_on_but_not_trained_on(own: Path) -> None:
+    dataset = masks(own)
+    shutil.rmtree(own / "data/ground/SegmentationClass")
+    dataset["data_prefix"].pop("seg_map_path")
+    (error,) = check_data(dataset).errors
+    assert "data_prefix has no seg_map_path" in error
+    dataset["pipeline"] = [step for step in dataset["pipeline"] if step["type"] != "LoadAnnotations"]
+    assert check_data(dataset) == ([], []) and len(build_dataset(dataset)) == 8
+
+
+def test_classes_are_read_from_a_file_as_mmengine_does(own: Path) -> None:
+    file = own / "classes.txt"
+    file.write_text("bolt\nnut\n")
+    dataset = {**boxes(own), "metainfo": dict(classes=str(file))}
+    assert check_data(dataset) == ([], [])
+    assert list(named_classes(dataset) or ()) == build_dataset(dataset).metainfo["classes"] == ["bolt", "nut"]
+    cfg = config_of_the_page("detection", own)
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        loader.dataset.metainfo.classes = str(file)
+    _require_data(cfg, "train_dataloader", "test_dataloader")
+    detector = SimpleNamespace(roi_head=SimpleNamespace(bbox_head=SimpleNamespace(num_classes=2)))
+    assert _class_names(detector, cfg, None) == ["bolt", "nut"]  # an export's
+    cfg.model.roi_head.bbox_head.num_classes = 4
+    with pytest.raises(ValueError, match=r"num_classes is 4, the data have 2 classes \(bolt, nut\)"):
+        _require_data(cfg, "train_dataloader")
+    with pytest.raises(ValueError, match=r"the string 'bolt', .* one class is \('bolt',\)"):
+        check_data({**boxes(own), "metainfo": dict(classes="bolt")})
+    voc = dict(type="PascalVOCDataset", metainfo=dict(classes=str(file)))
+    _take_own_classes(voc)
+    assert voc["type"] == "mmseg.BaseSegDataset"
+
+
+def test_a_head_for_borders_has_two_classes_of_its_own() -> None:
+    border = dict(type="STDCHead", num_classes=2, boundary_threshold=0.1)
+    model = dict(decode_head=dict(num_classes=3), auxiliary_head=[dict(type="FCNHead", num_classes=4), border])
+    assert class_counts(model) == {"model.decode_head": 3, "model.auxiliary_head[0]": 4}
+
+
+def coco(root: Path, categories: Any = ("bolt", "nut"), **others: Any) -> Any:
+    """data/parts in COCO's layout, its categories numbered from 1."""
+    folder, images, objects = root / "data/parts", [], []
+    for number, name in enumerate((folder / "ImageSets/Main/train.txt").read_text().split()):
+        images.append(dict(id=number, file_name=f"{name}.jpg", width=256, height=192))
+        for thing in ElementTree.parse(folder / "Annotations" / f"{name}.xml").iter("object"):
+            kind = 1 + ("bolt", "nut").index(thing.findtext("name", ""))
+            about = dict(id=len(objects), image_id=number, category_id=kind, area=400, iscrowd=0)
+            objects.append(dict(**about, bbox=[10, 10, 20, 20]))
+    listed = [dict(id=number, name=name) for number, name in enumerate(categories, 1)]
+    (root / "coco.json").write_text(json.dumps(dict(images=images, annotations=objects, categories=listed)))
+    prefix, classes = dict(img=f"{folder}/JPEGImages/"), dict(classes=("bolt", "nut"))
+    return {
+        **dict(type="CocoDataset", ann_file=str(root / "coco.json"), data_prefix=prefix, metainfo=classes),
+        **dict(filter_cfg=dict(filter_empty_gt=True, min_size=32)),
+        **others,
+    }
+
+
+def test_boxes_in_cocos_layout_are_looked_through_too(own: Path) -> None:
+    assert check_data(coco(own)) == ([], []) and len(build_dataset(coco(own))) == 8
+    errors = check_data(coco(own, ("bolts", "nuts"))).errors
+    assert re.search(r"has no category 'bolt', 'nut', .* its others are 'bolts', 'nuts'$", errors[0])
+    assert re.search(r"no object of the config's classes .* to train on", errors[1]) and len(errors) == 2
+    with pytest.raises(ValueError, match="need at least one array"):
+        build_dataset(coco(own, ("bolts", "nuts")))
+    errors, (warning,) = check_data(coco(own, ("nut", "bolt")))
+    assert not errors and "come as 'nut', 'bolt'" in warning
+    assert build_dataset(coco(own, ("nut", "bolt"))).cat2label == {1: 0, 2: 1}  # a nut by the name of a bolt
+    picture = own / "data/parts/JPEGImages" / f"{first(own, 'parts')}.jpg"
+    picture.unlink()
+    assert check_data(coco(own)).errors == [f"1 of 8 pictures: {picture} is missing"]
+    dataset = coco(own)
+    (own / "coco.json").write_text("[]")
+    (error,) = check_data(dataset).errors
+    assert "coco.json is no annotation of COCO's kind" in error
+
+
+def test_training_does_not_ask_for_test_data_of_its_own_nor_testing_for_training_data(
+    own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: List[str] = []
+    for name in ("train", "test"):
+        monkeypatch.setattr(Runner, name, lambda runner, name=name: called.append(name))
+    cfg = config_of_the_page("detection", own, **SMALLEST["detection"])
+    cfg.test_dataloader.dataset.ann_file = "ImageSets/Main/elsewhere.txt"
+    runner = DataCheckingRunner.from_cfg(cfg)
+    runner.train()
+    with pytest.raises(FileNotFoundError, match=r"no data for the test_dataloader: there is no .*elsewhere\.txt"):
+        runner.test()
+    (own / "data/parts/ImageSets/Main/train.txt").rename(own / "data/parts/ImageSets/Main/elsewhere.txt")
+    runner.test()
+    with pytest.raises(FileNotFoundError, match="no data for the train_dataloader"):
+        runner.train()
+    assert called == ["train", "test"]
+
+
+@pytest.mark.slow
+def test_pictures_that_fill_no_batch_are_told_with_both_numbers(own: Path) -> None:
+    (own / "data/ground/ImageSets/Segmentation/train.txt").write_text(f"{first(own, 'ground')}\n")
+    runner = DataCheckingRunner.from_cfg(config_of_the_page("segmentation", own, **SMALLEST["segmentation"]))
+    with pytest.raises(ValueError, match=r"^1 pictures to train on do not fill a batch of 4"):
+        runner.train()
 
 
 def test_the_label_that_the_model_ignores_is_no_fault(own: Path) -> None:

@@ -1,19 +1,26 @@
 """Lists, annotations, masks and pictures of a config's data, looked through before the first iteration."""
 
+import importlib
+import json
 import os.path
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set
+from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple, TypeVar
 from xml.etree import ElementTree
 
 import numpy as np
 from mmengine.config import Config, ConfigDict
+from mmengine.fileio import list_from_file
 
-__all__ = ["Findings", "check_data", "class_counts", "leaf_datasets", "missing_data"]
+__all__ = ["Findings", "check_data", "class_counts", "leaf_datasets", "missing_data", "named_classes"]
+
+T = TypeVar("T")
+Size = Tuple[int, int]  # width and height
 
 SHOWN = 5  # of files of one kind, in a message
 MASKS = 200  # looked through at most: their pixels have to be decoded
+ORIENTATION = 0x0112  # the tag in a picture's EXIF
 
 
 class Findings(NamedTuple):
@@ -45,30 +52,54 @@ def leaf_datasets(dataset: Any) -> Iterator[Dict[str, Any]]:
         yield from leaf_datasets(part)
 
 
-def check_data(dataset: Any, ignored_labels: Iterable[int] = ()) -> Findings:
-    """Look through what a dataset's config names: boxes in VOC's layout, or masks; other kinds are not looked into.
+def named_classes(dataset: Dict[str, Any]) -> Optional[Tuple[str, ...]]:
+    """The classes that a dataset's ``metainfo`` names; a string is the name of a file of them, as mmengine reads it.
 
-    Every list, every XML file and the header of every picture is read, and the pixels of up to 200 masks, evenly
-    spread.
+    Raises:
+        ValueError: there is no such file.
+    """
+    named = (dataset.get("metainfo") or {}).get("classes")
+    if not isinstance(named, str):
+        return None if named is None else tuple(named)
+    try:
+        return tuple(list_from_file(named))
+    except FileNotFoundError:
+        raise ValueError(
+            f"metainfo.classes is the string '{named}', and there is no file of this name: give a file with a class a "
+            f"line, or a tuple of names; one class is ('{named}',)"
+        ) from None
+
+
+def check_data(dataset: Any, ignored_labels: Iterable[int] = ()) -> Findings:
+    """Look through what a dataset's config names: boxes in VOC's or COCO's layout, or masks; other kinds are passed by.
+
+    Every list, every annotation and the header of every picture and mask is read, and the pixels of up to 200 masks,
+    evenly spread. What the frameworks cannot read is an error, and so are data of which nothing could be learned; what
+    they leave out, or take as it is, is a warning.
 
     Args:
         dataset: the config of a dataset, or of one made of others.
         ignored_labels: of masks, beside 255.
+
+    Raises:
+        ValueError: a dataset's classes are a string, and no file.
     """
     findings = Findings([], [])
     for part in leaf_datasets(dataset):
-        kind = str(part.get("type", "")).split(".")[-1]
+        kind = _kind(part)
         if "://" in str(part.get("data_root") or ""):
             continue
         if kind in ("VOCDataset", "XMLDataset"):
             _check_boxes(part, findings)
+        elif kind == "CocoDataset":
+            _check_coco(part, findings)
         elif kind in ("PascalVOCDataset", "BaseSegDataset"):
             _check_masks(part, {255, *ignored_labels}, findings)
     return findings
 
 
 def class_counts(model: Any, heads: Sequence[str] = ("bbox_head", "decode_head", "auxiliary_head")) -> Dict[str, int]:
-    """The ``num_classes`` of the heads in a model's config, by where they stand."""
+    """The ``num_classes`` of the heads in a model's config, by where they stand; without mmseg's for borders."""
     found: Dict[str, int] = {}
 
     def walk(part: Any, path: str) -> None:
@@ -76,7 +107,11 @@ def class_counts(model: Any, heads: Sequence[str] = ("bbox_head", "decode_head",
             for index, item in enumerate(part):
                 walk(item, f"{path}[{index}]")
         elif isinstance(part, dict):
-            if path.split(".")[-1].split("[")[0] in heads and isinstance(part.get("num_classes"), int):
+            if (
+                path.split(".")[-1].split("[")[0] in heads
+                and _kind(part) != "STDCHead"
+                and isinstance(part.get("num_classes"), int)
+            ):
                 found[path] = part["num_classes"]
             for name, item in part.items():
                 walk(item, f"{path}.{name}")
@@ -85,62 +120,146 @@ def class_counts(model: Any, heads: Sequence[str] = ("bbox_head", "decode_head",
     return found
 
 
+def _kind(part: Dict[str, Any]) -> str:
+    return str(part.get("type", "")).split(".")[-1]
+
+
 def _classes(part: Dict[str, Any]) -> Optional[Sequence[str]]:
-    named = (part.get("metainfo") or {}).get("classes")
+    named, kind = named_classes(part), _kind(part)
     if named is not None:
-        return tuple(named) if not isinstance(named, str) else (named,)
-    if str(part.get("type", "")).endswith("PascalVOCDataset"):
-        from mmseg.datasets import PascalVOCDataset
-
-        return PascalVOCDataset.METAINFO["classes"]
-    if str(part.get("type", "")).endswith("VOCDataset"):
-        from mmdet.datasets import VOCDataset
-
-        return VOCDataset.METAINFO["classes"]
-    return None
+        return named
+    package = "mmseg" if kind in ("PascalVOCDataset", "BaseSegDataset") else "mmdet"
+    return getattr(importlib.import_module(f"{package}.datasets"), kind).METAINFO.get("classes")
 
 
 def _names(path: str, findings: Findings) -> List[str]:
-    """The names in a list, an empty or unreadable one being found wrong."""
+    """The lines of a list, an empty or unreadable one being found wrong."""
     try:
-        names = [line.strip() for line in Path(path).read_text().splitlines() if line.strip()]
+        names = Path(path).read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         findings.errors.append(f"the list {os.path.abspath(path)} cannot be read: {error}")
         return []
-    if not names:
+    named = [name for name in names if name.strip()]
+    if not named:
         findings.errors.append(f"the list {os.path.abspath(path)} is empty: expected a picture's name a line")
-    return names
+    elif len(named) < len(names):  # which would be a picture without a name
+        line = next(number for number, name in enumerate(names, 1) if not name.strip())
+        findings.errors.append(f"line {line} of the list {os.path.abspath(path)} is empty")
+    return named
 
 
 def _join(part: Dict[str, Any], *parts: str) -> str:
     return os.path.join(part.get("data_root") or "", *parts)
 
 
-def _collect(problems: Iterable[Optional[str]], what: str, count: int, findings: Findings) -> None:
-    """Sum up what is wrong with some of ``count`` files, the first ones by name."""
-    found = [problem for problem in problems if problem]
-    if found:
-        more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-        findings.errors.append(f"{len(found)} of {count} {what}: {'; '.join(found[:SHOWN])}{more}")
+def _collect(problems: Iterable[Optional[str]], what: str, count: int, found: List[str]) -> None:
+    """Add to ``found`` what is wrong with some of ``count`` files, the first ones by name."""
+    wrong = [problem for problem in problems if problem]
+    if wrong:
+        more = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+        found.append(f"{len(wrong)} of {count} {what}: {'; '.join(wrong[:SHOWN])}{more}")
 
 
-def _each(check: Callable[[str], Optional[str]], paths: Sequence[str]) -> List[Optional[str]]:
+def _each(check: Callable[[str], T], paths: Sequence[str]) -> List[T]:
     with ThreadPoolExecutor(4) as pool:  # most of the time is the disk's
         return list(pool.map(check, paths))
 
 
-def _picture_problem(path: str) -> Optional[str]:
+def _listed(names: Iterable[str]) -> str:
+    names = list(map(repr, names))
+    return ", ".join([*names[:10], "..."] if len(names) > 10 else names)
+
+
+class _Header(NamedTuple):
+    """The size of a picture, or what is wrong with it."""
+
+    size: Optional[Size] = None
+    problem: Optional[str] = None
+
+
+def _header(path: str, is_turned: bool = False) -> _Header:
+    """Read a picture's header; ``is_turned`` as its camera says, which pictures are read as, and masks are not."""
     from PIL import Image
 
     if not os.path.isfile(path):
         others = sorted(Path(path).parent.glob(f"{Path(path).stem}.*")) if os.path.isdir(os.path.dirname(path)) else []
         hint = f" (there is {others[0].name}: the config reads {Path(path).suffix})" if others else ""
-        return f"{path} is missing{hint}"
+        return _Header(problem=f"{path} is missing{hint}")
     try:
         with Image.open(path) as picture:
-            return None if min(picture.size) > 0 else f"{path} has no pixels"
+            width, height = picture.size
+            return _Header((height, width) if is_turned and _lies(picture) else (width, height))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return f"{path} is no picture ({type(error).__name__})"
+        return _Header(problem=f"{path} is no picture ({type(error).__name__})")
+
+
+def _lies(picture: Any) -> bool:
+    try:
+        return "exif" in picture.info and picture.getexif().get(ORIENTATION, 1) >= 5
+    except Exception:  # an EXIF that cannot be read turns nothing
+        return False
+
+
+def _picture_headers(paths: Sequence[str], part: Dict[str, Any], findings: Findings) -> List[_Header]:
+    """The headers of a dataset's pictures, what is wrong with them being told."""
+    loaders = [transform for transform in part.get("pipeline") or () if _kind(transform) == "LoadImageFromFile"]
+    is_turned = all(loader.get("color_type", "color") in ("color", "grayscale") for loader in loaders)
+    headers = _each(lambda path: _header(path, is_turned), paths)
+    _collect((header.problem for header in headers), "pictures", len(paths), findings.errors)
+    return headers
+
+
+class _Annotation(NamedTuple):
+    """What an XML file says.
+
+    Attributes:
+        problem: why mmdet cannot read it.
+        size: that of the picture.
+        names: of all objects.
+        boxes: left, top, right and bottom of those that are trained on, as mmdet rounds them.
+    """
+
+    problem: Optional[str] = None
+    size: Optional[Size] = None
+    names: Sequence[str] = ()
+    boxes: Sequence[Sequence[int]] = ()
+
+
+def _annotation(path: str, classes: Optional[Sequence[str]]) -> _Annotation:
+    """Read an XML file as mmdet's XMLDataset does, which does not look at what is in an object of another class."""
+    if not os.path.isfile(path):
+        return _Annotation(f"{path} is missing")
+    try:
+        root = ElementTree.parse(path).getroot()
+    except (ElementTree.ParseError, OSError, UnicodeDecodeError, LookupError) as error:
+        return _Annotation(f"{path} is not XML ({error})")
+    size, names, boxes = None, [], []
+    try:
+        if root.find("size") is not None:
+            size = _whole(root, "size/width"), _whole(root, "size/height")
+        for thing in root.findall("object"):
+            if thing.find("name") is None:
+                raise ValueError("has an object without <name>")
+            names.append(thing.findtext("name", ""))
+            if classes is not None and names[-1] not in classes:
+                continue
+            is_difficult = thing.find("difficult") is not None and _whole(thing, "difficult")
+            box = [_whole(thing, f"bndbox/{side}", float) for side in ("xmin", "ymin", "xmax", "ymax")]
+            if not is_difficult:
+                boxes.append(box)
+    except ValueError as error:
+        return _Annotation(f"{path} {error}")
+    return _Annotation(None, size, names, boxes)
+
+
+def _whole(part: ElementTree.Element, path: str, kind: Callable[[str], Any] = str) -> int:
+    """A number, whole or by ``kind`` cut off to one."""
+    text = part.findtext(path)
+    try:
+        return int(kind(text or ""))
+    except (ValueError, OverflowError):
+        found = "none" if text is None else f"'{text}'"
+        raise ValueError(f"has {found} for <{path.split('/')[-1]}>, and mmdet reads a number there") from None
 
 
 def _check_boxes(part: Dict[str, Any], findings: Findings) -> None:
@@ -148,72 +267,131 @@ def _check_boxes(part: Dict[str, Any], findings: Findings) -> None:
     ann_file = _join(part, part.get("ann_file", ""))
     names = _names(ann_file, findings)
     pictures = [_join(part, prefix, part.get("img_subdir", "JPEGImages"), f"{name}.jpg") for name in names]
-    annotations = [_join(part, prefix, part.get("ann_subdir", "Annotations"), f"{name}.xml") for name in names]
-    _collect(_each(_picture_problem, pictures), "pictures", len(pictures), findings)
-    objects: Counter[str] = Counter()
-    _collect([_annotation_problem(path, objects) for path in annotations], "annotations", len(names), findings)
-    if classes is None or not names:
-        return
-    unknown = {name: count for name, count in objects.items() if name not in classes}
+    paths = [_join(part, prefix, part.get("ann_subdir", "Annotations"), f"{name}.xml") for name in names]
+    headers = _picture_headers(pictures, part, findings)
+    annotations = [_annotation(path, classes) for path in paths]
+    _collect((each.problem for each in annotations), "annotations", len(names), findings.errors)
+    usable = 0
+    doubts: Dict[str, List[str]] = {"size": [], "empty": [], "outside": []}
+    for path, annotation, header in zip(paths, annotations, headers):
+        whole = [box for box in annotation.boxes if box[2] > box[0] and box[3] > box[1]]
+        usable += len(whole)
+        if len(whole) < len(annotation.boxes):
+            doubts["empty"].append(path)
+        if header.size is None:
+            continue
+        width, height = header.size
+        if annotation.size not in (None, header.size):
+            doubts["size"].append(f"{path} says {_by(annotation.size)}, the picture has {_by(header.size)}")
+        # VOC counts from 1, others from 0
+        if any(min(box[:2]) < 0 or box[2] > width + 1 or box[3] > height + 1 for box in whole):
+            doubts["outside"].append(path)
+    for kind, told in (
+        ("size", "annotations give another size than the picture has, as it is read"),
+        (
+            "empty",
+            "annotations have boxes of no size, or with their corners the wrong way round",
+        ),
+        ("outside", "annotations have boxes that reach beyond their picture"),
+    ):
+        _collect(doubts[kind], told, len(names), findings.warnings)
+    objects = Counter(name for annotation in annotations for name in annotation.names)
+    if classes is not None and names:
+        _compare(objects, classes, f"objects in {ann_file}", findings)
+    if names and not usable and not any(each.problem for each in annotations):
+        told = (
+            f"there is no object in {ann_file} to train on: of a class of the config, not difficult, with a whole box"
+        )
+        (findings.warnings if part.get("test_mode") else findings.errors).append(told)
+
+
+def _by(size: Optional[Size]) -> str:
+    return " x ".join(map(str, size or ()))
+
+
+def _compare(objects: Counter[str], classes: Sequence[str], what: str, findings: Findings) -> None:
+    """Tell which names of objects the classes do not have: most likely it is one thing under two names."""
+    unknown = [f"'{name}' ({count})" for name, count in objects.most_common() if name not in classes]
     absent = [name for name in classes if not objects[name]]
     if not unknown:
         return
-    listed = ", ".join(f"'{name}' ({count})" for name, count in sorted(unknown.items(), key=lambda item: -item[1])[:10])
-    told = f"objects in {ann_file} are called {listed}, which the classes of the config do not name"
-    if absent:  # most likely the same things under two names
-        findings.errors.append(f"{told}; of its classes {', '.join(map(repr, absent[:10]))} there is no object")
+    told = f"{what} are called {', '.join(unknown[:10])}, which the classes of the config do not name"
+    if absent:
+        findings.errors.append(f"{told}; of its classes {_listed(absent)} there is no object")
     else:
         findings.warnings.append(f"{told}: they are left out")
 
 
-def _annotation_problem(path: str, objects: Counter[str]) -> Optional[str]:
-    """What is wrong with a file of boxes; its objects are counted."""
-    if not os.path.isfile(path):
-        return f"{path} is missing"
+def _check_coco(part: Dict[str, Any], findings: Findings) -> None:
+    classes, path = _classes(part), _join(part, part.get("ann_file", ""))
     try:
-        root = ElementTree.parse(path).getroot()
-    except (ElementTree.ParseError, OSError, UnicodeDecodeError) as error:
-        return f"{path} is not XML ({error})"
-    try:
-        size = root.find("size")
-        if size is not None and min(int(size.findtext(side, "")) for side in ("width", "height")) < 1:
-            return f"{path} gives a picture's size of 0"
-        for thing in root.findall("object"):
-            for corner in ("xmin", "ymin", "xmax", "ymax"):
-                float(thing.findtext(f"bndbox/{corner}", ""))
-            objects[thing.findtext("name", "")] += 1
-    except ValueError:
-        return f"{path} has an object without name or box, or a size, in numbers"
-    return None
+        content = json.loads(Path(path).read_bytes())
+        categories = {each["id"]: each["name"] for each in content["categories"]}
+        files = [each["file_name"] for each in content["images"]]
+        annotated = [categories.get(each["category_id"]) for each in content.get("annotations", ())]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        findings.errors.append(
+            f"{os.path.abspath(path)} is no annotation of COCO's kind ({type(error).__name__}: {error})"
+        )
+        return
+    folder = (part.get("data_prefix") or {}).get("img", "")
+    _picture_headers([_join(part, folder, name) for name in files], part, findings)
+    if classes is None:
+        return
+    named = [name for name in categories.values() if name in classes]
+    absent = [name for name in classes if name not in named]
+    if absent:
+        others = _listed(name for name in categories.values() if name not in classes) or "none"
+        findings.errors.append(
+            f"{path} has no category {_listed(absent)}, which the classes of the config name; its others are {others}"
+        )
+    elif named != list(classes):
+        findings.warnings.append(
+            f"the categories of {path} come as {_listed(named)}, and the classes of the config in another order: mmdet "
+            "numbers them as the file does, and would call one by the name of another"
+        )
+    if not part.get("test_mode") and not any(name in classes for name in annotated):
+        findings.errors.append(f"there is no object of the config's classes in {path} to train on")
 
 
 def _check_masks(part: Dict[str, Any], ignored: Set[int], findings: Findings) -> None:
-    prefix = part.get("data_prefix") or {}
+    prefix = part.get("data_prefix", {"img_path": "", "seg_map_path": ""})
     suffixes = part.get("img_suffix", ".jpg"), part.get("seg_map_suffix", ".png")
-    pictures_in, masks_in = (_join(part, prefix.get(name, "")) for name in ("img_path", "seg_map_path"))
+    pictures_in = _join(part, prefix.get("img_path") or "")
     if part.get("ann_file"):
-        names = _names(_join(part, part["ann_file"]), findings)
+        names = [name.strip() for name in _names(_join(part, part["ann_file"]), findings)]
     else:
         found = Path(pictures_in).rglob(f"*{suffixes[0]}")
         names = sorted(str(path.relative_to(pictures_in)).removesuffix(suffixes[0]) for path in found)
         if not names:
             findings.errors.append(f"there is no picture *{suffixes[0]} in {os.path.abspath(pictures_in)}")
-    pictures = [os.path.join(pictures_in, name + suffixes[0]) for name in names]
-    masks = [os.path.join(masks_in, name + suffixes[1]) for name in names]
-    _collect(_each(_picture_problem, pictures), "pictures", len(pictures), findings)
-    _collect(_each(_picture_problem, masks), "masks", len(masks), findings)
+    headers = _picture_headers([os.path.join(pictures_in, name + suffixes[0]) for name in names], part, findings)
+    if prefix.get("seg_map_path") is None:  # pictures to be tried on alone
+        if any(_kind(transform) == "LoadAnnotations" for transform in part.get("pipeline") or ()):
+            findings.errors.append("the pipeline loads masks (LoadAnnotations), and data_prefix has no seg_map_path")
+        return
+    masks = [_join(part, prefix["seg_map_path"], name + suffixes[1]) for name in names]
+    mask_headers = _each(_header, masks)
+    _collect((header.problem for header in mask_headers), "masks", len(masks), findings.errors)
+    sizes = [
+        f"{mask} has {_by(own.size)}, the picture {_by(header.size)}"
+        for mask, own, header in zip(masks, mask_headers, headers)
+        if own.size and header.size and own.size != header.size
+    ]
+    _collect(sizes, "masks have another size than their picture, as it is read", len(masks), findings.errors)
     classes = _classes(part)
     if classes is None or not masks:
         return
     count = len(classes)
-    if str(part.get("type", "")).endswith("PascalVOCDataset"):
+    if _kind(part) == "PascalVOCDataset":
         count = max(count, 21)  # a part of VOC's classes is picked out of masks that have them all
     labels = set(range(1, count + 1) if part.get("reduce_zero_label") else range(count)) | ignored
     if part.get("reduce_zero_label"):
         labels.add(0)
-    chosen = [masks[index] for index in np.unique(np.linspace(0, len(masks) - 1, min(MASKS, len(masks))).astype(int))]
+    spread = np.unique(np.linspace(0, len(masks) - 1, min(MASKS, len(masks))).astype(int))
+    chosen = [masks[index] for index in spread if not mask_headers[index].problem]
     problems = _each(lambda path: _mask_problem(path, labels, count), chosen)
-    _collect(problems, "masks looked through", len(chosen), findings)
+    _collect(problems, "masks looked through", len(chosen), findings.errors)
 
 
 def _mask_problem(path: str, labels: Set[int], count: int) -> Optional[str]:
@@ -225,7 +403,7 @@ def _mask_problem(path: str, labels: Set[int], count: int) -> Optional[str]:
                 return f"{path} is a picture in colours ({mask.mode}): expected one channel, the numbers of the classes"
             values = {int(value) for value in np.unique(np.asarray(mask))}
     except (OSError, SyntaxError, ValueError):
-        return None if _picture_problem(path) else f"{path} is cut off"
+        return f"{path} is cut off"
     outside = sorted(values - labels)
     if outside:
         return f"{path} has the labels {outside[:10]}, beside the {count} classes (0 to {count - 1})"

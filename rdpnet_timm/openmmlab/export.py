@@ -28,6 +28,7 @@ from ..measure.difference import evaluating
 from ..measure.machine import has_vnni
 from ..weights.reading import read_state_dict
 from .agreement import Agreement, agreement, openmmlab_answers
+from .data_check import named_classes
 from .detector import Detector
 from .picture import picture_transforms, test_dataset
 from .segmentor import Segmentor
@@ -248,18 +249,17 @@ def traceable(
 
 def _class_names(model: Any, settings: Any, given: Optional[Sequence[str]]) -> Optional[List[str]]:
     count = model.roi_head.bbox_head.num_classes if hasattr(model, "roi_head") else model.decode_head.num_classes
-    trained = (getattr(model, "dataset_meta", None) or {}).get("classes")
-    configured = (test_dataset(settings).get("metainfo") or {}).get("classes")
-    for names, source in ((given, "given"), (trained, "in the checkpoint"), (configured, "in the config's metainfo")):
-        if names is None:
-            continue
-        if len(names) != count:
-            raise ValueError(
-                f"the network has {count} classes, and there are {len(names)} names {source}, beginning with "
-                f"{', '.join(map(str, names[:3]))}: give a file with {count} of them, one a line (--classes FILE)"
-            )
-        return [str(name) for name in names]
-    return None
+    names, source = given, "given"
+    if names is None:
+        names, source = (getattr(model, "dataset_meta", None) or {}).get("classes"), "in the checkpoint"
+    if names is None:
+        names, source = named_classes(test_dataset(settings)), "in the config's metainfo"
+    if names is not None and len(names) != count:
+        raise ValueError(
+            f"the network has {count} classes, and there are {len(names)} names {source}, beginning with "
+            f"{', '.join(map(str, names[:3]))}: give a file with {count} of them, one a line (--classes FILE)"
+        )
+    return None if names is None else [str(name) for name in names]
 
 
 def drawn_pictures(size: Tuple[int, int], count: int = 4) -> List[np.ndarray]:

@@ -4,15 +4,16 @@ import logging
 from typing import Any, Dict, List
 
 from mmengine.device import get_device
+from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import nn
 
 from ..allocator import keep_freed_memory, peak_memory
 from ..measure.machine import memory
-from .data_check import Findings, check_data, class_counts, leaf_datasets, missing_data
+from .data_check import Findings, check_data, class_counts, leaf_datasets, missing_data, named_classes
 
 __all__ = ["DataCheckingRunner"]
 
@@ -49,13 +50,14 @@ class DataCheckingRunner(Runner):
         """Build from a config.
 
         Raises:
-            FileNotFoundError: the data to evaluate on is missing, which training and testing both need.
+            FileNotFoundError: the data to evaluate on is missing, where it is the same in training and testing.
             ValueError: they are there and cannot be used, or the model has other classes.
         """
         for name in ("train_dataloader", "val_dataloader", "test_dataloader"):
             for dataset in leaf_datasets((cfg.get(name) or {}).get("dataset")):
                 _take_own_classes(dataset)
-        _require_data(cfg, "test_dataloader")
+        if _is_evaluated_on_the_same(cfg):
+            _require_data(cfg, "test_dataloader")
         return super().from_cfg(cfg)
 
     def train(self) -> nn.Module:
@@ -65,12 +67,37 @@ class DataCheckingRunner(Runner):
             FileNotFoundError: data to train or validate on is missing.
             ValueError: they are there and cannot be used, or the model has other classes.
         """
-        datasets = [(self.cfg.get(f"{name}_dataloader") or {}).get("dataset") for name in ("val", "test")]
-        others = ["val_dataloader"] if datasets[0] != datasets[1] else []  # looked through before the runner was built
+        others = [] if _is_evaluated_on_the_same(self.cfg) else ["val_dataloader"]
         _require_data(self.cfg, "train_dataloader", *others)
         if get_device() == "cpu":
             self.register_hook(_KeepFreedMemory(), priority="LOWEST")
         return super().train()
+
+    def test(self) -> Dict[str, float]:
+        """Test.
+
+        Raises:
+            FileNotFoundError: data to test on is missing.
+            ValueError: they are there and cannot be used, or the model has other classes.
+        """
+        if not _is_evaluated_on_the_same(self.cfg):
+            _require_data(self.cfg, "test_dataloader")
+        return super().test()
+
+    def build_train_loop(self, loop: Any) -> Any:
+        """Build the training's loop.
+
+        Raises:
+            ValueError: an epoch has no batch.
+        """
+        loop = super().build_train_loop(loop)
+        if isinstance(loop, EpochBasedTrainLoop) and not len(loop.dataloader):
+            raise ValueError(
+                f"{len(loop.dataloader.dataset)} pictures to train on do not fill a batch of "
+                f"{self.cfg.train_dataloader.batch_size}, and what does not fill one is left out (drop_last): set "
+                f"train_dataloader.batch_size. {LAST}"
+            )
+        return loop
 
     def build_val_loop(self, loop: Any) -> Any:
         """Build the validation's loop, whose tables have the names of the classes."""
@@ -96,7 +123,7 @@ class _KeepFreedMemory(Hook):
         if self.is_done:
             return
         self.is_done = True
-        needed, there = 1.5 * peak_memory(), memory()
+        needed, there = 1.5 * peak_memory() * get_world_size(), memory()  # every process keeps as much
         if needed <= there:
             keep_freed_memory()
         else:
@@ -106,9 +133,15 @@ class _KeepFreedMemory(Hook):
             )
 
 
+def _is_evaluated_on_the_same(cfg: Any) -> bool:
+    """Whether validation and test have one dataset: then both need it, and it can be looked through at the start."""
+    datasets = [(cfg.get(f"{name}_dataloader") or {}).get("dataset") for name in ("val", "test")]
+    return datasets[0] == datasets[1]
+
+
 def _take_own_classes(dataset: Dict[str, Any]) -> None:
     """Of mmsegmentation's VOC masks with other classes than VOC's: read them as masks of these."""
-    classes = (dataset.get("metainfo") or {}).get("classes")
+    classes = named_classes(dataset)
     if classes is None or str(dataset.get("type", "")).split(".")[-1] != "PascalVOCDataset":
         return
     from mmseg.datasets import PascalVOCDataset
@@ -151,7 +184,7 @@ def _require_data(cfg: Any, *dataloaders: str) -> None:
 
 def _check_model(cfg: Any, parts: List[Dict[str, Any]], findings: Findings) -> None:
     for dataset in parts:
-        classes = (dataset.get("metainfo") or {}).get("classes")
+        classes = named_classes(dataset)
         if classes is None:
             continue
         for head, count in class_counts(cfg.get("model")).items():
