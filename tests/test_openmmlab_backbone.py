@@ -299,3 +299,59 @@ def test_the_adapter_takes_checkpoints_of_timm(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = model.forward_intermediates(x, intermediates_only=True)[-1]
         assert torch.equal(backbone(x)[0], expected)
+
+
+@pytest.mark.parametrize("prefix", ["backbone.", "backbone", "backbone.timm_model."])
+def test_a_timm_backbone_taken_out_of_a_detector_goes_into_another(prefix: str, tmp_path: Path) -> None:
+    backbone = randomised(TimmBackbone("mobilenetv2_050"))
+    torch.save({"state_dict": nn.ModuleDict({"backbone": backbone}).state_dict()}, tmp_path / "detector.pth")
+    init_cfg = dict(type="Pretrained", checkpoint=str(tmp_path / "detector.pth"), prefix=prefix)
+    again = TimmBackbone("mobilenetv2_050", init_cfg=init_cfg)
+    again.init_weights()
+    expected = backbone.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in again.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("given", "prefix", "told", "not_told"),
+    [
+        ((1, 2, 3), None, "need prefix='backbone.'", "ends earlier"),
+        ((1, 2, 3), "backbone.", "ends earlier", "need prefix"),
+        ((1, 2, 3, 4), "neck.", "no weights under the prefix 'neck.'", "need prefix"),
+    ],
+)
+def test_what_is_missing_is_put_down_to_the_prefix_only_where_that_is_it(
+    given: Any, prefix: Any, told: str, not_told: str, tmp_path: Path
+) -> None:
+    detector = nn.ModuleDict({"backbone": RDPNet(0.25, out_indices=given)})
+    torch.save({"state_dict": detector.state_dict()}, tmp_path / "detector.pth")
+    init_cfg = dict(type="Pretrained", checkpoint=str(tmp_path / "detector.pth"), prefix=prefix)
+    with pytest.raises(RuntimeError) as error:
+        RDPNet(0.25, out_indices=(1, 2, 3, 4), init_cfg=init_cfg).init_weights()
+    assert told in str(error.value) and not_told not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "frozen"),
+    [
+        ("mobilenetv2_050", ("conv_stem", "bn1", "blocks.0", "blocks.1")),
+        ("mobilenetv3_small_100", ("conv_stem", "bn1", "blocks.0", "blocks.1")),
+        ("resnet18", ("conv1", "bn1", "layer1")),
+        ("rdpnet_025", ("stem", "stages_0")),
+    ],
+)
+def test_frozen_stages_of_a_timm_model_are_all_that_leads_to_a_map(name: str, frozen: Any) -> None:
+    backbone = TimmBackbone(name, out_indices=(1, 2, 4), frozen_stages=1).train()
+    if name == "mobilenetv3_small_100":
+        frozen = frozen[:3]  # its first stage has stride 4
+        assert backbone.timm_model.feature_info.info[1]["reduction"] == 4
+    before = {key: value.clone() for key, value in backbone.timm_model.named_buffers()}
+    maps = backbone(torch.randn(2, 3, 64, 64))
+    sum(map_.sum() for map_ in maps[1:]).backward()  # type: ignore[union-attr]
+    inside = tuple(f"{each}." for each in frozen)
+    for key, parameter in backbone.timm_model.named_parameters():
+        assert (parameter.grad is None) == key.startswith(inside), key
+    for key, value in backbone.timm_model.named_buffers():
+        assert torch.equal(value, before[key]) == key.startswith(inside), key
+    with pytest.raises(ValueError, match=r"frozen_stages must be .* got 9"):
+        TimmBackbone(name, frozen_stages=9)

@@ -74,16 +74,23 @@ def load_pretrained(backbone: nn.Module, checkpoint: str, prefix: Optional[str] 
     if prefix:
         prefix = prefix.rstrip(".") + "."
         state_dict = {name[len(prefix) :]: value for name, value in state_dict.items() if name.startswith(prefix)}
+    # those of a TimmBackbone, whose timm model is a part of it
+    state_dict = {name.removeprefix("timm_model."): value for name, value in state_dict.items()}
     # modules that this backbone does not have, behind its last map, are as unneeded as the classifier
     children = {name for name, module in backbone.named_children() if module.state_dict()}
     own = backbone.state_dict()
     given = {name: value for name, value in state_dict.items() if name.split(".")[0] in children}
     missing, ignored = backbone.load_state_dict(given, strict=False)
     if missing:
+        if not prefix and any(name.startswith("backbone.") for name in state_dict):
+            advice = "Those of a detector or segmentor need prefix='backbone.'"
+        elif given:
+            advice = "It is another network, or one that ends earlier"
+        else:
+            advice = "It is another network" + (f", or has no weights under the prefix '{prefix}'" if prefix else "")
         raise RuntimeError(
             f"'{checkpoint}' has no weights for {len(missing)} of the {len(own)} entries of {type(backbone).__name__}, "
-            f"such as '{missing[0]}'; it begins with {list(state_dict)[:3]}. Those of a detector or segmentor need "
-            "prefix='backbone.'"
+            f"such as '{missing[0]}'; it begins with {list(state_dict)[:3]}. {advice}"
         )
     left_out = sorted({name.split(".")[0] for name in state_dict if name not in given} | set(ignored))
     print_log(
