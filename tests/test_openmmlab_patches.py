@@ -1,11 +1,13 @@
 """OpenMMLab's packages beside what else a user has installed."""
 
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("mmdet")
 pytest.importorskip("mmpretrain")
@@ -69,3 +71,17 @@ def test_nothing_is_changed_where_transformers_is_not_installed(monkeypatch: pyt
         patches.importlib.util, "find_spec", lambda name: None if name == "transformers" else find_spec(name)
     )
     assert patches._missing_in_transformers() == []
+
+
+def test_a_checkpoint_whose_metainfo_has_a_dictionary_is_read_by_the_safe_loader(tmp_path: Path) -> None:
+    from mmengine.config import ConfigDict
+    from mmengine.config.lazy import LazyObject
+
+    patches.allow_checkpoint_types()
+    meta = dict(classes=("a", "b"), info=ConfigDict(author=dict(name="x"), years=[2025, 2026]))
+    torch.save(dict(meta=dict(dataset_meta=meta)), tmp_path / "epoch_1.pth")
+    read = torch.load(tmp_path / "epoch_1.pth", weights_only=True)["meta"]["dataset_meta"]
+    assert read == meta and type(read["info"]) is ConfigDict
+    torch.save(ConfigDict(module=LazyObject("os")), tmp_path / "lazy.pth")  # would be imported when it is asked for
+    with pytest.raises(pickle.UnpicklingError, match="LazyObject"):
+        torch.load(tmp_path / "lazy.pth", weights_only=True)

@@ -8,8 +8,9 @@ import subprocess
 import sys
 import time
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from PIL import Image
 
@@ -58,8 +59,7 @@ def run(output: Path, narrator: Optional[Narrator] = None) -> None:
         _train(package, folder / name, work, devkit, narrator)
         scores[short] = _last(work, metric) / whole
         narrator.say(f"{package}: {short} {scores[short]:.3f}, {time.monotonic() - start:.0f} s")
-    os.environ["VOCDEVKIT"] = str(devkit)
-    with warnings.catch_warnings(), narrator.during("drawing what they see"):
+    with warnings.catch_warnings(), _environment("VOCDEVKIT", str(devkit)), narrator.during("drawing what they see"):
         warnings.simplefilter("ignore")  # OpenMMLab's packages of one another's deprecations
         config, checkpoint, year = folder / DETECTOR, _checkpoint(output / "detector"), devkit / "VOC2007"
         found, same = detect_on_device(config, checkpoint, year, output / "on_device")
@@ -72,6 +72,18 @@ def run(output: Path, narrator: Optional[Narrator] = None) -> None:
     )
     narrator.say(f"overlap of 0.99 and scores to 0.001; {output}/on_device")
     narrator.say(f"Pictures: {output}/detections.png, {output}/masks.png")
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
 
 
 def _train(package: str, config: Path, folder: Path, devkit: Path, narrator: Narrator) -> None:
@@ -216,9 +228,11 @@ def _is_hit(box: Any, found: Sequence[Tuple[str, float, Any]]) -> bool:
 
 
 def _iou(a: Sequence[float], b: Sequence[float]) -> float:
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    both = max(width, 0) * max(height, 0)
-    return both / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - both)
+    import numpy as np
+
+    from ..openmmlab.agreement import overlaps
+
+    return float(overlaps(np.array([a]), np.array([b])))
 
 
 def draw_masks(config: Path, checkpoint: str, year: Path, file: Path, count: int = SHOWN) -> None:
@@ -236,9 +250,9 @@ def draw_masks(config: Path, checkpoint: str, year: Path, file: Path, count: int
         pictures.append(_enlarged(Image.open(path).convert("RGB")))
         truth = Image.open(year / "SegmentationClass" / f"{name}.png")
         labels = inference_model(model, str(path)).pred_sem_seg.data[0].numpy()
-        judged = (np.asarray(truth) != 255) & ((np.asarray(truth) != 0) | (labels != 0))  # objects, true or found
-        right += int((labels == np.asarray(truth))[judged].sum())
-        total += int(judged.sum())
+        counted = (np.asarray(truth) != 255) & ((np.asarray(truth) != 0) | (labels != 0))  # objects, true or found
+        right += int((labels == np.asarray(truth))[counted].sum())
+        total += int(counted.sum())
         mask = Image.fromarray(labels.astype(np.uint8))
         mask.putpalette(voc_palette())
         for row, drawn in ((true, truth), (found, mask)):

@@ -89,9 +89,11 @@ def _missing_in_transformers() -> List[str]:
 
 def allow_checkpoint_types() -> None:
     """Let torch's safe loader read the training state that mmengine and timm store beside the weights."""
+    from mmengine.config import ConfigDict
     from mmengine.logging import HistoryBuffer
 
-    torch.serialization.add_safe_globals(checkpoint_types(HistoryBuffer))
+    # a dictionary, in a dataset's metainfo: setting its items, which is all that loading does, builds nothing
+    torch.serialization.add_safe_globals([*checkpoint_types(HistoryBuffer), ConfigDict])
 
 
 def allow_distributed_cpu() -> None:
