@@ -232,7 +232,7 @@ def _iou(a: Sequence[float], b: Sequence[float]) -> float:
 
     from ..openmmlab.agreement import overlaps
 
-    return float(overlaps(np.array([a]), np.array([b])))
+    return overlaps(np.array([a]), np.array([b])).item()
 
 
 def draw_masks(config: Path, checkpoint: str, year: Path, file: Path, count: int = SHOWN) -> None:
