@@ -6,7 +6,7 @@ import timm
 import torch
 from PIL import Image
 
-from rdpnet_timm.deploy.calibration import Preprocessing, load_images, random_images
+from rdpnet_timm.deploy.calibration import Preprocessing, decode, load_images, random_images
 
 
 @pytest.fixture
@@ -45,6 +45,40 @@ def test_a_parquet_gives_pictures_labels_and_class_names(tmp_path, preprocessing
     images = load_images(tmp_path / "data.parquet", preprocessing)
     torch.testing.assert_close(images.pixels[:, 2, 31, 31], torch.tensor([0, 0.2, 1]))
     assert images.labels.tolist() == [2, 0, 1] and images.class_names == ["cat", "dog", "eel"]
+
+
+def stored(image, kind, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "TIFF, big-endian", "PGM"])
+def test_grey_of_16_bits_is_that_of_8(kind):
+    ramp = np.arange(256).reshape(16, 16)
+    values = (ramp * 257).astype(">u2" if "big" in kind else "<u2")
+    if kind == "PGM":
+        data = b"P5 16 16 65535\n" + values.astype(">u2").tobytes()
+    else:
+        data = stored(Image.fromarray(values), kind.split(",")[0])
+    assert np.array_equal(np.asarray(decode(data, "it"))[..., 1], ramp)
+    assert np.array_equal(np.asarray(decode(data, "it", None)), ramp)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_numbers_without_a_white_are_refused(dtype):
+    data = stored(Image.fromarray(np.ones((4, 4), dtype)), "TIFF")
+    with pytest.raises(ValueError, match=r"cannot read the image it \(its .* numbers do not say what is white"):
+        decode(data, "it")
+
+
+def test_a_picture_is_turned_as_its_camera_says():
+    image = picture(0, (20, 30))
+    image.paste((255, 255, 255), (0, 0, 30, 10))  # its upper half
+    exif = image.getexif()
+    exif[0x112] = 6  # to be turned clockwise
+    turned = np.asarray(decode(stored(image, "PNG", exif=exif), "it"))
+    assert turned.shape == (30, 20, 3) and turned[:, 10:].min() == 255 and turned[:, :10].max() == 0
 
 
 def test_one_channel_reads_grey(tmp_path):

@@ -202,7 +202,7 @@ def write_parquet(path, images, names=None, broken=None):
         rows.append(b"no image" if index == broken else buffer.getvalue())
     table = pa.table({"image": pa.array(rows, pa.binary()), "label": pa.array(images.labels.numpy())})
     if names is not None:
-        table = table.replace_schema_metadata({"classes": ",".join(names)})
+        table = table.replace_schema_metadata({"classes": names if isinstance(names, str) else ",".join(names)})
     pq.write_table(table, path)
 
 
@@ -217,6 +217,12 @@ def test_parquets_are_read_as_written(tmp_path):
     expected = random_images(count=20)
     assert torch.equal(training.pixels, expected.pixels) and torch.equal(training.labels, expected.labels)
     assert training.classes == ("a", "b", "c", "d")
+
+
+def test_names_as_a_json_list_are_those_names(tmp_path):
+    for part in ("train", "test"):
+        write_parquet(tmp_path / f"{part}.parquet", random_images(count=20), names='["a, b", "c", "d", "e"]')
+    assert read_data(str(tmp_path))[0].classes == ("a, b", "c", "d", "e")
 
 
 @pytest.mark.parametrize(("name", "classes"), [("cifar-10-batches-py", 10), ("cifar-100-python", 100)])
@@ -254,7 +260,7 @@ def test_without_data_the_error_says_what_was_expected(tmp_path):
 
 
 def test_a_corrupt_image_is_named_by_its_row(tmp_path):
-    with pytest.raises(ValueError, match=r"row 7 of '.*train.parquet' cannot be decoded"):
+    with pytest.raises(ValueError, match=r"cannot read the image in row 7 of '.*train.parquet'"):
         read_data(parquet_folder(tmp_path, broken=7))
 
 

@@ -14,7 +14,16 @@ from torch import Tensor, nn
 from ..extras import require
 from ..progress import counted
 
-__all__ = ["SUFFIXES", "Calibration", "Preprocessing", "decode", "load_images", "load_pictures", "random_images"]
+__all__ = [
+    "SUFFIXES",
+    "Calibration",
+    "Preprocessing",
+    "class_names_of",
+    "decode",
+    "load_images",
+    "load_pictures",
+    "random_images",
+]
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -170,20 +179,36 @@ def _from(source: Path, limit: Optional[int]) -> "_Source":
 
 
 def decode(data: bytes, name: str, mode: Optional[str] = "RGB") -> Any:
-    """A picture of Pillow's; as it is stored where ``mode`` is None.
+    """A picture of Pillow's, turned as its camera says (EXIF), of 8 bits; in its own mode where ``mode`` is None.
 
     Raises:
-        ValueError: it cannot be decoded; the message says ``name``.
+        ValueError: it cannot be decoded, or its numbers do not say what is white; the message says ``name``.
     """
     require("PIL", "reading images")
-    from PIL import Image
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         image = Image.open(io.BytesIO(data))
         image.load()
+        image = _eight_bits(ImageOps.exif_transpose(image), image.format)
         return image if mode is None else image.convert(mode)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read the image {name} ({error}): mend or remove it") from None
+        # of what it does not know, Pillow names the buffer
+        reason = "its bytes are those of no picture" if isinstance(error, UnidentifiedImageError) else error
+        raise ValueError(f"cannot read the image {name} ({reason}): mend or remove it") from None
+
+
+def _eight_bits(image: Any, stored_as: Optional[str]) -> Any:
+    """Grey of 16 bits as 8, which Pillow's own conversion would cut off at 255."""
+    from PIL import Image
+
+    # mode I holds the 16 bits of a PGM, and in older versions of Pillow those of a PNG
+    if image.mode.startswith("I;16") or (image.mode == "I" and stored_as in ("PNG", "PPM")):
+        return Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        kind = "32-bit" if image.mode == "I" else "floating-point"
+        raise ValueError(f"its {kind} numbers do not say what is white; save it with 8 or 16 bits")
+    return image
 
 
 _Source = Tuple[List[str], Iterator[bytes], Optional[np.ndarray], Optional[List[str]]]
@@ -213,10 +238,10 @@ def _from_parquet(path: Path, limit: Optional[int]) -> _Source:
     table = table.take(_spread(len(table), limit))
     labels = np.array(table["label"].to_pylist()) if "label" in table.column_names else None
     cells = (cell["bytes"] if isinstance(cell, dict) else cell for cell in table["image"].to_pylist())
-    return [f"{i} of '{path}'" for i in range(len(table))], cells, labels, _class_names(table)
+    return [f"{i} of '{path}'" for i in range(len(table))], cells, labels, class_names_of(table)
 
 
-def _class_names(table: Any) -> Optional[List[str]]:
+def class_names_of(table: Any) -> Optional[List[str]]:
     """Class names from the schema's metadata, as a JSON list under any key that speaks of names or classes."""
     import json
 

@@ -1,7 +1,6 @@
 """Small images, all in memory: reading them, and making batches of them on the device they lie on."""
 
 import hashlib
-import io
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..deploy.calibration import SUFFIXES, decode
+from ..deploy.calibration import SUFFIXES, class_names_of, decode
 from ..extras import require
 from ..measure.machine import memory
 from ..progress import counted
@@ -155,8 +154,6 @@ def _read_torchvision(name: str, folder: Path, is_train: bool) -> Images:
 
 def _read_parquet(path: Path) -> Images:
     parquet = require("pyarrow.parquet", "reading parquet files")
-    from PIL import Image
-
     try:
         table = parquet.read_table(path, columns=["image", "label"])
     except Exception as error:  # pyarrow raises its own kinds, and which one depends on what is broken
@@ -168,16 +165,14 @@ def _read_parquet(path: Path) -> Images:
     labels = table["label"].to_numpy()
     if not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"the labels in '{path}' must be whole numbers in every row, got {labels.dtype}")
-    names = ((table.schema.metadata or {}).get(b"classes") or b"").decode()
-    classes = tuple(names.split(",")) if names else tuple(str(label) for label in range(int(labels.max()) + 1))
+    classes = tuple(class_names_of(table) or map(str, range(int(labels.max()) + 1)))
     pixels = []
     for row, encoded in enumerate(table["image"]):
         content = encoded.as_py()
-        content = content["bytes"] if isinstance(content, dict) else content
-        try:
-            pixels.append(np.asarray(Image.open(io.BytesIO(content)).convert("RGB")))
-        except (OSError, TypeError, SyntaxError) as error:
-            raise ValueError(f"the image in row {row} of '{path}' cannot be decoded: {error}") from None
+        content = content.get("bytes") if isinstance(content, dict) else content
+        if not isinstance(content, bytes):
+            raise ValueError(f"the image in row {row} of '{path}' must be an encoded one, got {type(content).__name__}")
+        pixels.append(np.asarray(decode(content, f"in row {row} of '{path}'")))
         if pixels[-1].shape != pixels[0].shape:
             raise ValueError(
                 f"the image in row {row} of '{path}' is {pixels[-1].shape[1]}x{pixels[-1].shape[0]}, expected "
