@@ -177,14 +177,16 @@ def _device(args: argparse.Namespace) -> str:
 
 
 class _Settings(argparse.Action):
-    """``NAME=VALUE ...`` as a dict, each value read as Python where it is that."""
+    """``NAME=VALUE ...`` as a dict, each value read as Python where it is that; given again, it adds to it."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Optional[str] = None) -> None:
         from ast import literal_eval
 
-        settings = {}
+        settings = dict(getattr(namespace, self.dest))  # the default is everybody's
         for value in values:
-            name, _, text = value.partition("=")
+            name, equals, text = value.partition("=")
+            if not equals:
+                raise argparse.ArgumentError(self, f"expected NAME=VALUE, got '{value}'")
             try:
                 settings[name] = literal_eval(text)
             except (SyntaxError, ValueError):
@@ -208,7 +210,9 @@ def _add_train(subcommands: Subcommands) -> None:
     parser.add_argument("--model-args", nargs="*", default={}, action=_Settings, metavar="NAME=VALUE")
     parser.add_argument("--recipe", default="ours", metavar="NAME", help="ours, paper, short, digits, demo [ours]")
     parser.add_argument("--epochs", type=float, metavar="N", help="in place of the recipe's")
-    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="other settings of the recipe")
+    parser.add_argument(
+        "--set", nargs="*", action="extend", default=[], metavar="NAME=VALUE", help="other settings of the recipe"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--amp", action="store_true", help="autocast to bfloat16")
     parser.add_argument(

@@ -1,5 +1,6 @@
 """The trainer: its data, its recipes, its runs."""
 
+import argparse
 import hashlib
 import io
 import json
@@ -10,7 +11,6 @@ import sys
 import textwrap
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ from PIL import Image
 
 from rdpnet_timm import reparameterize
 from rdpnet_timm.checkpoint import save_model
-from rdpnet_timm.cli import main
+from rdpnet_timm.cli import _Settings, main
 from rdpnet_timm.train import RECIPES, Images, Recipe, Run, evaluate, read_data, train
 from rdpnet_timm.train.data import augmented_batch, mixed_batch, normalized
 from rdpnet_timm.train.release import release
@@ -446,6 +446,39 @@ def test_another_seed_gives_another_run(uninterrupted, tmp_path):
     assert other.history[0]["train_loss"] != whole.history[0]["train_loss"]
 
 
+def test_a_report_may_end_the_program(uninterrupted, tmp_path):
+    data, _ = uninterrupted
+    with pytest.raises(SystemExit, match="enough"):
+        train(Run(MODEL, SHORT, seed=3), data, tmp_path, lambda step, *_: sys.exit("enough"))
+
+
+def test_a_reader_that_goes_does_not_end_the_training(tmp_path):
+    data, out = parquet_folder(tmp_path), tmp_path / "out"
+    command = [sys.executable, "-m", "rdpnet_timm.cli", "train", data, "-o", str(out), "--recipe", "digits"]
+    command += ["--epochs", "3", "--set", "batch_size=10", "warmup_epochs=0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    error = process.stderr.read()
+    assert process.wait() == 0 and error.startswith("nobody reads the output any more"), error
+    assert len((out / "log.jsonl").read_text().splitlines()) == 3 and (out / "weights.safetensors").exists()
+
+
+def test_settings_given_twice_add_up(tmp_path, capsys):
+    words = ["train", "digits", "-o", str(tmp_path / "out"), "--set", "epochs=2", "--set", "batch_size=0"]
+    assert main([*words, "--model-args", "a=1", "--model-args", "b=2", "c=x"]) == 1
+    assert "batch_size must be" in capsys.readouterr().err
+    parsed = []
+    parser = argparse.ArgumentParser()
+    for name in ("--model-args", "--others"):
+        parser.add_argument(name, nargs="*", default={}, action=_Settings)
+    for words in (["--model-args", "a=1", "--model-args", "b=2", "c=x"], []):
+        parsed.append(parser.parse_args(words))
+    assert [each.model_args for each in parsed] == [{"a": 1, "b": 2, "c": "x"}, {}]
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--model-args", "foo"])
+    assert "expected NAME=VALUE, got 'foo'" in capsys.readouterr().err
+
+
 def test_a_folder_of_another_run_is_refused(uninterrupted, tmp_path):
     data, _ = uninterrupted
     train(Run(MODEL, replace(SHORT, epochs=1 / 3), seed=3), data, tmp_path)
@@ -724,7 +757,9 @@ def test_a_table_gives_mean_and_spread_over_seeds_beside_the_papers_figure(tmp_p
     ids=lambda other: next(iter(other)),
 )
 def test_runs_of_other_settings_or_data_make_no_table_and_are_not_taken_for_finished(tmp_path, other, monkeypatch):
-    monkeypatch.setattr("rdpnet_timm.train.tables.subprocess.run", lambda command: pytest.fail("nothing is to be run"))
+    monkeypatch.setattr(
+        "rdpnet_timm.train.tables.subprocess.Popen", lambda command: pytest.fail("nothing is to be run")
+    )
     row = "RDPNet-0.25x"
     write_card(tmp_path, row, **card_of(row, accuracy_deploy_form=90.0))
     odd = write_card(tmp_path, row, **card_of(row, accuracy_deploy_form=91.0, **{"seed": 1, **other}))
@@ -743,21 +778,49 @@ def test_a_card_that_is_none_is_not_taken_for_a_finished_run(tmp_path):
         run_table(3, tmp_path, [0], ["digits"], Run(MODEL, RECIPES["digits"]), read_data("digits"))
 
 
+class Finished:
+    """A process that has come to its end."""
+
+    def __init__(self, returncode):
+        self.returncode = returncode
+
+    def poll(self):
+        return self.returncode
+
+
+def test_a_signal_ends_a_tables_processes_and_begins_no_other(tmp_path, monkeypatch):
+    """They are told to end, and waited for; but Ctrl-C they have from the terminal themselves."""
+    for error, expected in ((SystemExit(143), ["terminate", "wait"]), (KeyboardInterrupt(), ["wait"])):
+        calls = []
+
+        class Process(Finished):
+            terminate, wait = (lambda self, name=name: calls.append(name) for name in ("terminate", "wait"))  # noqa: B023
+
+        def sleep(seconds, error=error):
+            raise error
+
+        monkeypatch.setattr("rdpnet_timm.train.tables.subprocess.Popen", lambda command: Process(None))
+        monkeypatch.setattr("rdpnet_timm.train.tables.time.sleep", sleep)
+        with pytest.raises(type(error)):
+            run_table(8, tmp_path, [0], ["digits"], Run(MODEL, RECIPES["digits"]), read_data("digits"))
+        assert calls == expected
+
+
 def test_a_tables_runs_are_made_once_and_those_that_failed_are_named(tmp_path, monkeypatch, capsys):
     commands = []
 
     def run(command):
         commands.append(command)
         if "pointwise_identity=True" in command:
-            return SimpleNamespace(returncode=1)
+            return Finished(1)
         row, seed = "no identity, shuffle (RDPNet)", int(command[command.index("--seed") + 1])
         if "shuffle_groups=0" in command:
             row = "no identity, no shuffle"
         card = write_card(tmp_path, row, **card_of(row, 8, seed=seed, accuracy_deploy_form=70.0))
         assert card.parent == Path(command[command.index("--output") + 1])
-        return SimpleNamespace(returncode=0)
+        return Finished(0)
 
-    monkeypatch.setattr("rdpnet_timm.train.tables.subprocess.run", run)
+    monkeypatch.setattr("rdpnet_timm.train.tables.subprocess.Popen", run)
     arguments = ["--output", str(tmp_path), "--column", "CIFAR-100 %", "--jobs", "2", "--seeds", "0", "1"]
     assert main(["table", "8", *arguments, "--print"]) == 0 and not commands
     assert capsys.readouterr().out.count("not run") == 4
@@ -773,8 +836,7 @@ def test_a_tables_runs_are_made_once_and_those_that_failed_are_named(tmp_path, m
 def test_the_ablations_can_be_those_of_another_width(tmp_path, monkeypatch):
     commands = []
     monkeypatch.setattr(
-        "rdpnet_timm.train.tables.subprocess.run",
-        lambda command: commands.append(command) or SimpleNamespace(returncode=1),
+        "rdpnet_timm.train.tables.subprocess.Popen", lambda command: commands.append(command) or Finished(1)
     )
     assert main(["table", "8", "digits", "-o", str(tmp_path), "--model", "rdpnet_025_cifar"]) == 1
     assert [command[command.index("--model") + 1] for command in commands] == ["rdpnet_025_cifar"] * 4
@@ -809,7 +871,9 @@ def test_a_table_of_another_width_stands_beside_the_papers_without_a_difference(
 def test_what_would_fail_in_every_run_of_a_table_fails_before_the_first(
     arguments, message, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr("rdpnet_timm.train.tables.subprocess.run", lambda command: pytest.fail("nothing is to be run"))
+    monkeypatch.setattr(
+        "rdpnet_timm.train.tables.subprocess.Popen", lambda command: pytest.fail("nothing is to be run")
+    )
     assert main(["table", "3", *arguments, "--output", str(tmp_path / "out")]) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

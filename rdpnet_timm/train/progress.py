@@ -1,11 +1,14 @@
 """A progress bar for a training run."""
 
+import os
+import sys
 from contextlib import contextmanager
+from functools import partial
 from typing import Callable, Dict, Iterator
 
 from ..extras import require
 
-__all__ = ["epoch_line", "progress_bar"]
+__all__ = ["epoch_line", "progress_bar", "say"]
 
 
 @contextmanager
@@ -17,13 +20,23 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int, Dict[str, float]], 
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("steps, left"), TimeRemainingColumn())
     with Progress(TextColumn("{task.description}"), *columns, disable=not console.is_terminal) as progress:
         task = progress.add_task(title, total=None)
+        tell = partial(console.print, highlight=False) if console.is_terminal else say
 
         def report(step: int, steps: int, record: Dict[str, float]) -> None:
             progress.update(task, completed=step, total=steps)
             if record:
-                console.print(epoch_line(record), highlight=False)
+                tell(epoch_line(record))
 
         yield report
+
+
+def say(line: str) -> None:
+    """Print a line at once. Where its reader has gone, ``head`` for one, what is reported goes on without it."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for all that is printed from now on
+        print("nobody reads the output any more; the training goes on, and its log.jsonl with it", file=sys.stderr)
 
 
 def epoch_line(record: Dict[str, float]) -> str:

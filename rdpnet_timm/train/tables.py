@@ -4,14 +4,14 @@ import json
 import statistics
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from ..measure.published import PAPER
 from .data import Images
-from .progress import epoch_line
+from .progress import epoch_line, say
 from .recipe import Recipe
 from .release import finish
 from .trainer import Job, Run, train_together
@@ -31,6 +31,7 @@ class Network(NamedTuple):
         return ["--model", self.model, "--model-args", *(f"{name}={value}" for name, value in self.model_args.items())]
 
 
+_POLLING = 0.1  # seconds between two looks at the processes
 Work = Tuple[str, Run, Path]  # a run with a name for messages and its folder
 
 TABLES: Dict[int, Dict[str, Network]] = {
@@ -137,16 +138,30 @@ def _arguments(network: Network) -> Tuple[Tuple[str, Any], ...]:
 
 def _in_processes(work: Sequence[Work], jobs: int, options: Sequence[str]) -> List[str]:
     """Make the runs by ``rdpnet train``, and say which failed."""
-
-    def start(each: Work) -> str:
-        name, run, folder = each
-        command = [sys.executable, "-m", "rdpnet_timm.cli", "train", *options]
-        command += Network(run.model, dict(run.model_args)).options
-        finished = subprocess.run([*command, "--seed", str(run.seed), "--output", str(folder)])
-        return f"{name}: exit status {finished.returncode}" if finished.returncode else ""
-
-    with ThreadPoolExecutor(jobs) as pool:
-        return [failure for failure in pool.map(start, work) if failure]
+    waiting, failures = list(work), []
+    running: Dict[subprocess.Popen[bytes], str] = {}
+    try:
+        while waiting or running:
+            if waiting and len(running) < jobs:
+                name, run, folder = waiting.pop(0)
+                command = [sys.executable, "-m", "rdpnet_timm.cli", "train", *options]
+                command += Network(run.model, dict(run.model_args)).options
+                process = subprocess.Popen([*command, "--seed", str(run.seed), "--output", str(folder)])
+                running[process] = name
+                continue
+            for process in [each for each in running if each.poll() is not None]:
+                name = running.pop(process)
+                if process.returncode:
+                    failures.append(f"{name}: exit status {process.returncode}")
+            time.sleep(_POLLING)
+    except BaseException as error:
+        for process in running:
+            if not isinstance(error, KeyboardInterrupt):  # which a terminal sends to them as well
+                process.terminate()
+        for process in running:  # they write their checkpoints
+            process.wait()
+        raise
+    return failures
 
 
 def _in_this_process(work: Sequence[Work], jobs: int, data: Tuple[Images, Images], data_name: str) -> List[str]:
@@ -155,7 +170,7 @@ def _in_this_process(work: Sequence[Work], jobs: int, data: Tuple[Images, Images
     def reporter(name: str) -> Callable[[int, int, Dict[str, float]], None]:
         def report(step: int, steps: int, record: Dict[str, float]) -> None:
             if record:
-                print(f"{name}: {epoch_line(record)}", flush=True)
+                say(f"{name}: {epoch_line(record)}")
 
         return report
 

@@ -218,6 +218,8 @@ def train_together(
                         finish(job, result)
                         found[index] = result
                 except SystemExit as exit:
+                    if not stopped:  # it is not ours: a report ends the program
+                        raise
                     stop = exit
                 except Exception as error:
                     found[index] = error
