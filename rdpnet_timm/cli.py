@@ -299,9 +299,9 @@ def _evaluate(args: argparse.Namespace) -> None:
     test = read_data(args.data, model.pretrained_cfg["input_size"][1:])[1].to(_device(args))
     require_classes(test, model.pretrained_cfg.get("label_names"), args.weights or name)
     model = model.to(device=_device(args), memory_format=torch.channels_last)
-    for name, form in (("train", model), ("deploy", reparameterize(model))):
+    for which, form in (("train", model), ("deploy", reparameterize(model))):
         found = evaluate(form, test)
-        print(f"{name} form: {found.correct} of {found.total} correct, {found.accuracy:.2f} %, loss {found.loss:.4f}")
+        print(f"{which} form: {found.correct} of {found.total} correct, {found.accuracy:.2f} %, loss {found.loss:.4f}")
 
 
 def _add_table(subcommands: Subcommands) -> None:

@@ -138,5 +138,7 @@ def copy_configs(folder: Path) -> List[Path]:
             raise FileExistsError(f"{target} exists, and is never overwritten: name another folder, or move it away")
     with all_or_nothing(folder) as scratch:
         for target, source in sources.items():
-            shutil.copytree(source, scratch / target.name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(
+                source, scratch / target.name, ignore=shutil.ignore_patterns("__pycache__", "*.sh")
+            )  # which run in a clone
     return list(sources)

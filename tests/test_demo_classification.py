@@ -9,6 +9,7 @@ import torch
 from rdpnet_timm.cli import main
 from rdpnet_timm.demo import classification
 from rdpnet_timm.train import RECIPES, read_data
+from rdpnet_timm.weights.reading import read_checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +43,8 @@ def test_the_two_forms_of_shipped_weights_agree_on_every_picture(tmp_path):
     assert found.verification.relative < 1e-5
     assert found.parameters[0] == sum(parameter.numel() for parameter in model.parameters()) > found.parameters[1]
     assert found.bytes[0] > found.bytes[1] > 4 * found.parameters[1]
+    for file in tmp_path.glob("*.safetensors"):
+        assert read_checkpoint(file).classes == list(test.classes)
 
 
 def test_an_output_that_cannot_be_written_is_an_error(tmp_path, capsys):

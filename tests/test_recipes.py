@@ -9,7 +9,7 @@ import pytest
 import timm
 import yaml
 
-import rdpnet_timm  # noqa: F401
+from rdpnet_timm.files import copy_configs
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 RECIPES = sorted(FOLDER.glob("*.yaml"))
@@ -22,6 +22,11 @@ def load(name):
 
 def test_there_is_a_recipe_of_the_paper_and_one_of_ours_for_each_data_set():
     assert [path.stem for path in RECIPES] == ["cifar10_ours", "cifar10_paper", "imagenet_ours", "imagenet_paper"]
+
+
+def test_what_runs_in_a_clone_alone_is_not_copied(tmp_path):
+    _, recipes = copy_configs(tmp_path)
+    assert {path.name for path in recipes.iterdir()} == {path.name for path in FOLDER.glob("*.yaml")}
 
 
 @pytest.mark.parametrize("name", ["cifar10_paper", "imagenet_paper"])

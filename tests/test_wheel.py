@@ -158,6 +158,7 @@ def test_configs_and_recipes_are_copied_whole_and_never_over_others(base: Instal
     for folder in ("mm_configs", "recipes"):
         ours = {path.relative_to(ROOT): path.read_bytes() for path in (ROOT / folder).rglob("*.*") if path.is_file()}
         ours = {path: content for path, content in ours.items() if "__pycache__" not in path.parts}
+        ours = {path: content for path, content in ours.items() if path.suffix != ".sh"}  # it runs in a clone alone
         copied = base.folder / "copies"
         assert ours == {p.relative_to(copied): p.read_bytes() for p in (copied / folder).rglob("*.*") if p.is_file()}
     shutil.rmtree(base.folder / "copies" / "recipes")

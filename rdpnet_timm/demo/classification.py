@@ -54,7 +54,7 @@ def compare(model: nn.Module, test: Images, output: Path, rounds: int = 100) -> 
     deployed = reparameterize(model)
     files = [output / f"digits_{form.replace(' ', '_')}.safetensors" for form in FORMS]
     for form, file, arguments in zip((model, deployed), files, ({}, {"inference_mode": True})):
-        save_model(form, file, MODEL, {"num_classes": len(test.classes), **arguments})
+        save_model(form, file, MODEL, {"num_classes": len(test.classes), **arguments}, test.classes)
     logits = predict(model, test), predict(deployed, test)
     predicted = [each.argmax(1) for each in logits]
     size = (3, *test.pixels.shape[1:3])

@@ -1,4 +1,4 @@
-"""A compact trainer for small images: ``python -m rdpnet_timm.train --help``."""
+"""A compact trainer for small images: ``rdpnet train --help``."""
 
 from .data import Images, read_data
 from .recipe import RECIPES, Recipe
