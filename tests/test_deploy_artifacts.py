@@ -19,9 +19,11 @@ from PIL import Image
 from timm.data import create_transform, resolve_data_config
 
 from rdpnet_timm import RDPNet
+from rdpnet_timm.checkpoint import load_model
 from rdpnet_timm.cli import main
 from rdpnet_timm.deploy import Calibration, NotStraight, export
 from rdpnet_timm.deploy.calibration import Preprocessing
+from rdpnet_timm.deploy.equalization import FEWEST_IMAGES
 from rdpnet_timm.deploy.formats import known_format, openvino_core
 from rdpnet_timm.deploy.quantize import quantize_openvino
 from rdpnet_timm.measure.difference import randomize_norms
@@ -352,6 +354,31 @@ def test_weights_have_7_bits_where_8_overflow(reduce_range, limit, model, pixels
     weights = [value for name, value in values.items() if name.endswith("weight_quantized")]
     assert len(weights) == 42 and max(np.abs(value.astype(int)).max() for value in weights) == limit
     assert json.loads(Path(f"{int8.path}.json").read_text())["quantization"]["reduced_range"] is reduce_range
+
+
+@pytest.mark.parametrize("name", ["rdpnet_025_cifar", "rdpnet_025_cifar.c100"])
+def test_shipped_weights_are_exported_in_int8_without_images(name, tmp_path):
+    model = load_model(name)
+    with pytest.warns(UserWarning, match="random images"):
+        _, int8 = export(model, tmp_path, ["onnx"], int8=True, rounds=1)
+    assert int8.on_random.rms < 0.1
+    facts = json.loads(Path(f"{int8.path}.json").read_text())
+    assert facts["classes"] == list(model.pretrained_cfg["label_names"])
+    assert facts["quantization"]["calibration"] == "random"
+    assert facts["quantization"]["activations_equalized"] is False
+
+
+@pytest.mark.parametrize("count", [FEWEST_IMAGES - 1, FEWEST_IMAGES])
+def test_activations_are_equalised_by_enough_images_only(count, model, tmp_path, monkeypatch):
+    write = known_format("torchscript").write
+    monkeypatch.setattr("rdpnet_timm.deploy.artifacts.QUANTIZERS", {"torchscript": lambda *all: write(*all[:3], False)})
+    _, int8 = export(
+        model, tmp_path, ["torchscript"], int8=True, calibration=Calibration(torch.rand(count, *SIZE)), input_size=SIZE,
+        rounds=1,
+    )  # fmt: skip
+    quantization = json.loads(Path(f"{int8.path}.json").read_text())["quantization"]
+    assert quantization["activations_equalized"] is (count == FEWEST_IMAGES)
+    assert quantization["calibration"] is None and quantization["images"] == count
 
 
 def test_quantising_makes_no_openvino_core_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

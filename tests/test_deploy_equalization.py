@@ -1,13 +1,15 @@
+from copy import deepcopy
 from itertools import pairwise
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from timm.layers import StdConv2d
 from torch import nn
 
 from rdpnet_timm import RDPNet, reparameterize
-from rdpnet_timm.deploy.bias import correct_bias
+from rdpnet_timm.deploy.bias import correct_bias, rounded
 from rdpnet_timm.deploy.equalization import (
     NotStraight,
     equalize,
@@ -18,6 +20,7 @@ from rdpnet_timm.deploy.equalization import (
 )
 from rdpnet_timm.deploy.normalize import fold_normalization
 from rdpnet_timm.measure.difference import randomize_norms
+from rdpnet_timm.measure.forms import fold_norms
 from rdpnet_timm.reparam import Kernel
 
 
@@ -221,3 +224,44 @@ def test_corrected_biases_take_back_the_mean_error_of_rounded_weights(steps, per
 
     assert mean_error(conv.bias) > 1e-4
     assert mean_error(corrected.bias) < 1e-12
+
+
+def test_layers_in_front_of_a_norm_are_corrected_as_if_it_were_folded():
+    net = nn.Sequential(nn.Conv2d(6, 4, 1, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 1, bias=False))
+    net = randomize_norms(net).double().eval().requires_grad_(False)
+    images = torch.rand(40, 6, 5, 5).double() + 1  # more than are computed at once
+    corrected = correct_bias(net, images)
+    assert net[0].bias is None
+    folded = correct_bias(fold_norms(deepcopy(net), images[:1]), images)
+    assert relative(corrected(images), folded(images)) < 1e-12
+    assert relative(corrected(images), net(images)) > 1e-5
+
+
+def test_standardised_weights_are_not_corrected_for_a_rounding_that_is_not_theirs():
+    net = nn.Sequential(StdConv2d(6, 4, 1, bias=True)).eval()
+    assert torch.equal(correct_bias(net, torch.rand(2, 6, 5, 5))[0].bias, net[0].bias)
+
+
+def test_images_are_taken_a_few_at_a_time():
+    model, images = deployed(), torch.randn(40, 3, 16, 16).double()
+    seen = []
+    model.stem.reparam_conv.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    equalize_activations(model, images)
+    correct_bias(model, images)
+    assert sum(seen) == 80 and max(seen) <= 16
+
+
+@pytest.mark.parametrize("border", ["subtract", "map"])
+def test_biases_are_corrected_for_the_weights_that_folded_normalisation_leaves(border):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 16, 3, 2, 1).double().requires_grad_(False)
+    mean, std = (0.5, 0.4, 0.3), (0.3, 0.2, 0.1)
+    pixels = torch.rand(8, 3, 32, 32).double() * 25
+    folded = fold_normalization(nn.Sequential(conv), mean, std, 255, border, (32, 32)).requires_grad_(False)
+
+    def mean_error(model):
+        model = deepcopy(model)
+        model[0].conv.weight.copy_(rounded(model[0].conv.weight))
+        return (model(pixels) - folded(pixels))[:, :, 1:-1, 1:-1].mean((0, 2, 3)).abs().max()
+
+    assert mean_error(correct_bias(folded, pixels)) < mean_error(folded) / 4

@@ -18,7 +18,7 @@ from ..measure.machine import has_vnni
 from ..measure.timing import measure
 from .bias import correct_bias
 from .calibration import Calibration, Preprocessing, random_images
-from .equalization import NotStraight, equalize, equalize_activations
+from .equalization import FEWEST_IMAGES, NotStraight, equalize, equalize_activations
 from .formats import FORMATS, Format, Runner, available_threads, known_format, require_format
 from .normalize import fold_normalization
 from .quantize import QUANTIZERS, weight_steps
@@ -197,6 +197,10 @@ def export(
             "folder or name, or --overwrite"
         )
     tests = _test_images(preprocessing, calibration)
+    real = calibration is not None
+    if int8 and calibration is None:
+        calibration = random_images(preprocessing)
+        tests["random"] = calibration.pixels  # INT8 is accurate on the kind of image it was calibrated on
 
     def prepared(plain: nn.Module) -> nn.Module:
         if pixel_range is None:
@@ -205,12 +209,12 @@ def export(
             plain, preprocessing.mean, preprocessing.std, pixel_range, border, preprocessing.input_size[1:]
         ).requires_grad_(False)
 
-    def as_input(pixels: Tensor) -> np.ndarray:
-        return (preprocessing.normalize(pixels) if pixel_range is None else pixels * pixel_range).numpy()
+    def as_input(pixels: Tensor) -> Tensor:
+        return preprocessing.normalize(pixels) if pixel_range is None else pixels * pixel_range
 
     with evaluating(deployed):
         expected = {kind: deployed(preprocessing.normalize(pixels)).numpy() for kind, pixels in tests.items()}
-    inputs = {kind: as_input(pixels) for kind, pixels in tests.items()}
+    inputs = {kind: as_input(pixels).numpy() for kind, pixels in tests.items()}
     example = torch.from_numpy(inputs["random"][:1])
     with all_or_nothing(Path(output)) as folder:
         jobs: List[Tuple[str, str, Path, Dict[str, Any]]] = []
@@ -220,23 +224,24 @@ def export(
             report(f"{format_name}: writing")
             kind.write(float_model, example, path, dynamic_batch)
             jobs.append((format_name, "float32", path, {}))
-        if int8:
-            calibration = calibration or random_images(preprocessing)
+        if int8 and calibration is not None:
+            images, count = as_input(calibration.pixels), len(calibration.pixels)
             report("INT8: equalising")
-            images = preprocessing.normalize(calibration.pixels)
-            equalized, steps = _equalized(deployed, images, equalization)
+            enough = real and count >= FEWEST_IMAGES
+            equalized, steps = _equalized(
+                deployed, preprocessing.normalize(calibration.pixels) if enough else None, equalization
+            )
+            plain = prepared(equalized)
             reduce_range = not has_vnni() if reduce_range is None else reduce_range
             steps.update(bias_corrected=bias_correction, reduced_range=reduce_range)
+            steps.update(calibration=calibration.source if real else "random", images=count)
             for format_name in (each for each in chosen if each in QUANTIZERS):
-                report(f"{format_name}, int8: calibrating on {len(calibration.pixels)} images")
+                report(f"{format_name}, int8: calibrating on {count} images")
                 path = folder / f"{name}-int8{chosen[format_name].suffixes[0]}"
-                to_quantize = equalized
-                if bias_correction:
-                    to_quantize = correct_bias(equalized, images, steps=weight_steps(format_name, reduce_range))
-                QUANTIZERS[format_name](
-                    prepared(to_quantize), example, path, as_input(calibration.pixels), dynamic_batch, reduce_range
-                )
-                steps = {**steps, "calibration": calibration.source or "random", "images": len(calibration.pixels)}
+                to_quantize = plain
+                if bias_correction:  # of the weights that are rounded: folded normalisation has made the first others
+                    to_quantize = correct_bias(plain, images, steps=weight_steps(format_name, reduce_range))
+                QUANTIZERS[format_name](to_quantize, example, path, images.numpy(), dynamic_batch, reduce_range)
                 jobs.append((format_name, "int8", path, steps))
         artifacts = []
         for format_name, precision, path, steps in jobs:
@@ -246,7 +251,7 @@ def export(
             _require(artifact, tolerance if precision == "float32" else int8_tolerance)
             report(f"{format_name}, {precision}: timing threads and options")
             artifact.tune(kind, example.numpy(), rounds)
-            names = class_names or (calibration and calibration.class_names) or _known_class_names(model)
+            names = class_names or _known_class_names(model)
             facts = _facts(model, artifact, preprocessing, pixel_range, dynamic_batch, names, steps)
             artifact.describe({**facts, "weights_sha256": weights}, ["torch", "timm"])
             artifacts.append(artifact)
@@ -325,17 +330,21 @@ def _test_images(preprocessing: Preprocessing, calibration: Optional[Calibration
     return images
 
 
-def _equalized(deployed: nn.Module, images: Tensor, equalization: Optional[bool]) -> Tuple[nn.Module, Dict[str, Any]]:
-    """The same function with weights and activations that bear INT8, and what was done to it."""
+def _equalized(
+    deployed: nn.Module, images: Optional[Tensor], equalization: Optional[bool]
+) -> Tuple[nn.Module, Dict[str, Any]]:
+    """The same function with weights, and with ``images`` activations too, that bear INT8; and what was done to it."""
     if equalization is False:
         return deployed, {"equalized": False}
     try:
         model, sweeps, _ = equalize(deployed)
-        return equalize_activations(model, images, inplace=True), {"equalized": True, "sweeps": sweeps}
     except NotStraight as error:
         if equalization:
             raise
         return deployed, {"equalized": False, "not_equalized_because": str(error)}
+    if images is not None:
+        equalize_activations(model, images, inplace=True)
+    return model, {"equalized": True, "sweeps": sweeps, "activations_equalized": images is not None}
 
 
 def _run(runner: Runner, images: np.ndarray, batched: bool) -> np.ndarray:

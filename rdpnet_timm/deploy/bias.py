@@ -4,13 +4,17 @@ from copy import deepcopy
 from typing import Any, Dict, Sequence, Tuple, Union
 
 import torch
+from timm.layers import ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
 from torch import Tensor, nn
 
 from ..measure.difference import evaluating
 from ..reparam import Kernel
-from .equalization import groups_of, kernel_of, scale_inputs
+from .equalization import BATCH, groups_of, kernel_of, scale_inputs
 
 __all__ = ["correct_bias", "rounded"]
+
+# they multiply by other weights than they hold
+_STANDARDIZED = (StdConv2d, StdConv2dSame, ScaledStdConv2d, ScaledStdConv2dSame)
 
 
 def rounded(weight: Tensor, steps: float = 127, per_channel: bool = True) -> Tensor:
@@ -32,6 +36,8 @@ def correct_bias(
 ) -> nn.Module:
     """Correct the biases of all convolutions and linear layers for the rounding of their weights.
 
+    A layer without a bias gets one: what a batch norm behind it scales, it scales in the rounded weights as well.
+
     Rounding changes a layer's output by ``dW * x``; its mean over many images, ``dW * E[x]``, is not zero. ``E[x]`` by
     channel is measured on ``images``; the few outputs at the border, which see zeros, are not treated apart.
 
@@ -52,16 +58,17 @@ def correct_bias(
     counts: Dict[nn.Module, int] = {}
 
     def record(layer: nn.Module, inputs: Tuple[Any, ...], _: Any) -> None:
-        x = inputs[0].double()
-        x = x.transpose(0, 1).flatten(1).T if x.ndim == 4 else x.flatten(0, -2)  # a row for each place
-        sums[layer] = sums.get(layer, 0) + x.sum(0)
-        counts[layer] = counts.get(layer, 0) + len(x)
+        x = inputs[0]
+        channel = 1 if isinstance(layer, nn.Conv2d) else x.ndim - 1
+        places = [axis for axis in range(x.ndim) if axis != channel]
+        sums[layer] = sums.get(layer, 0) + x.sum(places, dtype=torch.float64)
+        counts[layer] = counts.get(layer, 0) + x.numel() // x.shape[channel]
 
-    layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear)) and m.bias is not None]
+    layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear)) and not isinstance(m, _STANDARDIZED)]
     hooks = [layer.register_forward_hook(record) for layer in layers]
     try:
         with evaluating(model):
-            for batch in [images] if isinstance(images, Tensor) else images:
+            for batch in images.split(BATCH) if isinstance(images, Tensor) else images:
                 model(batch.to(next(model.parameters()).device))
     finally:
         for hook in hooks:
@@ -71,5 +78,6 @@ def correct_bias(
             mean = total / max(1, counts[layer])
             kernel = kernel_of(layer)
             error = Kernel(rounded(kernel.weight, steps, per_channel) - kernel.weight, kernel.bias)
-            layer.bias.copy_(kernel.bias - scale_inputs(error, mean, groups_of(layer)).weight.flatten(1).sum(1))
+            bias = kernel.bias - scale_inputs(error, mean, groups_of(layer)).weight.flatten(1).sum(1)
+            layer.bias = nn.Parameter(bias.to(layer.weight), requires_grad=layer.weight.requires_grad)
     return model

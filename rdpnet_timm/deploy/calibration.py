@@ -51,15 +51,18 @@ class Preprocessing(NamedTuple):
 
     @classmethod
     def of(cls, model: nn.Module, input_size: Optional[Sequence[int]] = None) -> "Preprocessing":
-        """That of a timm model, for images of another ``(C, H, W)`` where given."""
-        config: Dict[str, Any] = resolve_model_data_config(model)
-        channels, height, width = input_size or (
-            getattr(model, "in_chans", config["input_size"][0]),
-            *config["input_size"][1:],
-        )
+        """That of a timm model, for images of another ``(C, H, W)`` where given.
 
+        Raises:
+            ValueError: sizes below 1, or other channels than the model says that it takes.
+        """
+        config: Dict[str, Any] = resolve_model_data_config(model)
+        own = getattr(model, "in_chans", None)  # few of timm's models say it
+        channels, height, width = input_size or (own or config["input_size"][0], *config["input_size"][1:])
         if min(channels, height, width) < 1:
             raise ValueError(f"an input size (C, H, W) must be of numbers from 1, got {(channels, height, width)}")
+        if own not in (None, channels):
+            raise ValueError(f"the model takes images of {own} channels, got the size {(channels, height, width)}")
 
         def per_channel(values: Sequence[float]) -> Tuple[float, ...]:
             return tuple(values) if len(values) == channels else (sum(values) / len(values),) * channels
@@ -98,15 +101,11 @@ class Calibration(NamedTuple):
 
     Attributes:
         pixels: ``(N, C, H, W)``, 0 to 1, resized and cropped, not normalised.
-        labels: ``(N,)``, where known.
-        source: where they are from; None for random ones.
-        class_names: where known.
+        source: where they are from, where known.
     """
 
     pixels: Tensor
-    labels: Optional[np.ndarray] = None
     source: Optional[str] = None
-    class_names: Optional[List[str]] = None
 
 
 def random_images(preprocessing: Preprocessing, count: int = 64) -> Calibration:
@@ -131,8 +130,8 @@ def load_images(source: Union[str, Path], preprocessing: Preprocessing, limit: O
     """Read images, at most ``limit`` of them, spread evenly over the source.
 
     Args:
-        source: a folder, searched with its subfolders; or a parquet file with a column ``image`` of encoded images and
-            maybe one ``label``.
+        source: a folder, searched with its subfolders; or a parquet file with a column ``image`` or ``img`` of encoded
+            images.
         preprocessing: how to resize and crop them.
         limit: None for all.
 
@@ -146,11 +145,11 @@ def load_images(source: Union[str, Path], preprocessing: Preprocessing, limit: O
     channels = preprocessing.input_size[0]
     if channels not in (1, 3):
         raise ValueError(f"images have 1 or 3 channels, and the model takes {channels}: calibrate it from arrays")
-    names, images, labels, class_names = _from(source, limit)
+    names, images = _from(source, limit)
     mode = "L" if channels == 1 else "RGB"
     read = zip(counted(names, "reading images"), images)
     pixels = [preprocessing.pixels(decode(data, name, mode)) for name, data in read]
-    return Calibration(torch.stack(pixels), labels, str(source), class_names)
+    return Calibration(torch.stack(pixels), str(source))
 
 
 def load_pictures(source: Union[str, Path], limit: Optional[int] = 300) -> List[np.ndarray]:
@@ -164,7 +163,7 @@ def load_pictures(source: Union[str, Path], limit: Optional[int] = 300) -> List[
     require("PIL", "reading images")
     from PIL import ImageOps
 
-    names, images, _, _ = _from(Path(source), limit)
+    names, images = _from(Path(source), limit)
     return [
         np.array(ImageOps.exif_transpose(decode(data, name, None)).convert("RGB")) for name, data in zip(names, images)
     ]
@@ -173,6 +172,8 @@ def load_pictures(source: Union[str, Path], limit: Optional[int] = 300) -> List[
 def _from(source: Path, limit: Optional[int]) -> "_Source":
     if source.is_dir():
         return _from_folder(source, limit)
+    if source.suffix.lower() in SUFFIXES:
+        raise ValueError(f"'{source}' is one picture, and ranges are measured on many: give the folder it lies in")
     if source.is_file():
         return _from_parquet(source, limit)
     raise FileNotFoundError(f"no calibration images at '{source}': expected a folder of images or a parquet file")
@@ -211,7 +212,7 @@ def _eight_bits(image: Any, stored_as: Optional[str]) -> Any:
     return image
 
 
-_Source = Tuple[List[str], Iterator[bytes], Optional[np.ndarray], Optional[List[str]]]
+_Source = Tuple[List[str], Iterator[bytes]]
 
 
 def _spread(count: int, limit: Optional[int]) -> np.ndarray:
@@ -223,7 +224,7 @@ def _from_folder(folder: Path, limit: Optional[int]) -> _Source:
     if not paths:
         raise ValueError(f"no images in the folder '{folder}': expected files ending in {', '.join(SUFFIXES)}")
     paths = [paths[index] for index in _spread(len(paths), limit)]
-    return [f"'{path}'" for path in paths], (path.read_bytes() for path in paths), None, None
+    return [f"'{path}'" for path in paths], (path.read_bytes() for path in paths)
 
 
 def _from_parquet(path: Path, limit: Optional[int]) -> _Source:
@@ -233,12 +234,12 @@ def _from_parquet(path: Path, limit: Optional[int]) -> _Source:
         table = parquet.read_table(path)
     except (arrow.ArrowException, OSError) as error:
         raise ValueError(f"'{path}' is not a whole parquet file ({str(error).splitlines()[0]})") from None
-    if "image" not in table.column_names or not len(table):
-        raise ValueError(f"expected a column 'image' with encoded images in '{path}', got {table.column_names}")
+    column = next((name for name in ("image", "img") if name in table.column_names), None)
+    if column is None or not len(table):
+        raise ValueError(f"expected encoded images in a column 'image' or 'img' of '{path}', got {table.column_names}")
     table = table.take(_spread(len(table), limit))
-    labels = np.array(table["label"].to_pylist()) if "label" in table.column_names else None
-    cells = (cell["bytes"] if isinstance(cell, dict) else cell for cell in table["image"].to_pylist())
-    return [f"{i} of '{path}'" for i in range(len(table))], cells, labels, class_names_of(table)
+    cells = (cell["bytes"] if isinstance(cell, dict) else cell for cell in table[column].to_pylist())
+    return [f"{i} of '{path}'" for i in range(len(table))], cells
 
 
 def class_names_of(table: Any) -> Optional[List[str]]:

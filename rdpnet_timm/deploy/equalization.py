@@ -20,6 +20,7 @@ from ..measure.difference import evaluating
 from ..reparam import Kernel, float64
 
 __all__ = [
+    "FEWEST_IMAGES",
     "Equalization",
     "Layer",
     "NotStraight",
@@ -34,6 +35,8 @@ __all__ = [
 
 Layer = Union[nn.Conv2d, nn.Linear]
 
+FEWEST_IMAGES = 32  # real ones, for activations: what fewer hardly excite is enlarged, and cut off on other images
+BATCH = 16  # images at a time, or the activations of hundreds would take gigabytes
 DEAD = 1e-3  # of its bias: a channel whose weights are below it has died of decay, to 0 or nearly
 
 # f(s * x) == s * f(x) channel by channel for every s > 0: factors pass through these unchanged
@@ -197,7 +200,8 @@ def equalize_activations(model: nn.Module, images: Tensor, inplace: bool = False
 
     Args:
         model: a straight path. The outputs stay the same in exact arithmetic.
-        images: calibration images ``(N, C, H, W)`` as the model takes them, on any device.
+        images: calibration images ``(N, C, H, W)`` as the model takes them, on any device; real ones, and no fewer than
+            :data:`FEWEST_IMAGES`, or the ranges of activations in INT8 are too small for other images.
         inplace: change ``model`` itself rather than a copy.
 
     Raises:
@@ -211,16 +215,14 @@ def equalize_activations(model: nn.Module, images: Tensor, inplace: bool = False
     found: Dict[Layer, Tensor] = {}
 
     def record(layer: Layer, inputs: Tuple[Tensor, ...]) -> None:
-        found[layer] = (
-            inputs[0].double().abs().amax(0).flatten(1).amax(1)
-            if inputs[0].ndim == 4
-            else (inputs[0].double().abs().amax(0))
-        )
+        largest = inputs[0].abs().transpose(0, 1).flatten(1).amax(1).double()
+        found[layer] = torch.maximum(found.get(layer, largest), largest)
 
     hooks = [layer.register_forward_pre_hook(record) for layer in layers[1:]]
     try:
         with evaluating(model):
-            model(images.to(layers[0].weight.device))
+            for batch in images.split(BATCH):
+                model(batch.to(layers[0].weight.device))
     finally:
         for hook in hooks:
             hook.remove()
