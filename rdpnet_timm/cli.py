@@ -148,9 +148,10 @@ def _add_checkpoint_arguments(parser: argparse.ArgumentParser, nargs: Optional[s
     parser.add_argument("--no-ema", action="store_true", help="take the raw weights where there are averaged ones")
 
 
-def _add_data(parser: argparse.ArgumentParser) -> None:
+def _add_data(parser: argparse.ArgumentParser, nargs: Optional[str] = None) -> None:
     parser.add_argument(
         "data",
+        nargs=nargs,
         metavar="DATA",
         help="a folder with torchvision's cifar-10-batches-py or cifar-100-python; one with train.parquet and "
         "test.parquet; one of pictures, train/CLASS/* and test/CLASS/* (or val/), scaled to the model's size; "
@@ -202,12 +203,20 @@ def _add_train(subcommands: Subcommands) -> None:
         "stopped. For everything else there is timm's train.py, which takes the models by name.",
     )
     _add_data(parser)
+    _add_train_options(parser)
+    parser.set_defaults(run=_train)
+
+
+def _add_train_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-name", metavar="TEXT", help="what card and picture call the data [its folder's name]")
     parser.add_argument(
         "-o", "--output", required=True, metavar="DIR", help="folder for checkpoint, log, weights and their card"
     )
     parser.add_argument("--model", default="rdpnet_025_cifar", metavar="NAME", help="a timm model [%(default)s]")
     parser.add_argument("--model-args", nargs="*", default={}, action=_Settings, metavar="NAME=VALUE")
+    parser.add_argument(
+        "--weights", default="", metavar="FILE_OR_NAME", help="begin with a checkpoint, or with a timm name's weights"
+    )
     parser.add_argument("--recipe", default="ours", metavar="NAME", help="ours, paper, short, digits, demo [ours]")
     parser.add_argument("--epochs", type=float, metavar="N", help="in place of the recipe's")
     parser.add_argument(
@@ -219,7 +228,6 @@ def _add_train(subcommands: Subcommands) -> None:
         "--compile", nargs="?", const="default", default="", metavar="MODE", help="torch.compile, in the given mode"
     )
     parser.add_argument("--threads", type=_count, metavar="N", help="CPU threads")
-    parser.set_defaults(run=_train)
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -271,7 +279,7 @@ def _run_of(args: argparse.Namespace) -> "Run":
     if args.epochs is not None:
         recipe = replace(recipe, epochs=args.epochs)
     model_args = tuple(sorted(args.model_args.items()))
-    return Run(args.model, recipe, args.seed, model_args, _device(args), args.amp, args.compile)
+    return Run(args.model, recipe, args.seed, model_args, _device(args), args.amp, args.compile, args.weights)
 
 
 def _add_evaluate(subcommands: Subcommands) -> None:
@@ -317,36 +325,40 @@ def _add_table(subcommands: Subcommands) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N")
     parser.add_argument("--jobs", type=_count, default=1, metavar="N", help="runs at the same time")
     parser.add_argument("--model", metavar="NAME", help="of Table 8's rows [rdpnet_100_cifar, as the paper]")
-    parser.add_argument("--column", default="CIFAR-10 %", metavar="TEXT", help="of the paper [%(default)s]")
+    parser.add_argument("--column", metavar="TEXT", help="of the paper, 'CIFAR-10 %%' or 'CIFAR-100 %%' [the data's]")
     parser.add_argument("--print", action="store_true", help="print what there is, run nothing")
     parser.set_defaults(run=_table, takes_rest=True)
 
 
 def _table(args: argparse.Namespace) -> None:
+    from dataclasses import replace
     from pathlib import Path
 
     from .train.data import read_data
-    from .train.tables import format_table, run_table
+    from .train.tables import accuracy_column, format_table, networks, run_table
 
-    output = Path(args.output)
+    parser = argparse.ArgumentParser(prog="rdpnet table")  # for the options that a table hands on to its runs
+    _add_data(parser, nargs="?")
+    _add_train_options(parser)
+    options = [*([args.data] if args.data else []), *args.rest]
+    trained = parser.parse_args([*options, "--output", args.output])
+    if trained.model_args or trained.weights:
+        raise ValueError("a table's networks are its own, from the first step: leave out --model-args and --weights")
+    output, column = Path(args.output), accuracy_column(args.number, args.column)
+    first = next(iter(networks(args.number, args.model).values()))
     if not args.print:
-        if args.data is None:
+        if trained.data is None:
             raise ValueError("name the data: rdpnet table NUMBER DATA -o DIR; with --print nothing is run")
-        options = [args.data, *args.rest]
-        parser = argparse.ArgumentParser(prog="rdpnet")
-        _add_train(parser.add_subparsers(required=True))
-        trained = parser.parse_args(["train", *options, "--output", args.output])
-        if trained.model_args:
-            raise ValueError("a table has its own arguments of the models: leave out --model-args")
+        run = replace(_run_of(trained), model=first.model)
+        data = read_data(trained.data, _image_size(run))
+        column = accuracy_column(args.number, args.column, len(data[1].classes))
+        name = trained.data_name or Path(trained.data).resolve().name
         try:
-            run = _run_of(trained)
-            data = read_data(args.data, _image_size(run))
-            name = trained.data_name or Path(args.data).resolve().name
             run_table(args.number, output, args.seeds, options, run, data, args.jobs, args.model, name)
         except RuntimeError:
-            print(format_table(args.number, output, args.column, args.model))
+            print(format_table(args.number, output, column, args.model))
             raise
-    print(format_table(args.number, output, args.column, args.model))
+    print(format_table(args.number, output, column, args.model))
 
 
 def _add_predict(subcommands: Subcommands) -> None:

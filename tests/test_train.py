@@ -833,6 +833,61 @@ def test_a_tables_runs_are_made_once_and_those_that_failed_are_named(tmp_path, m
     assert main(with_data) == 1 and len(commands) == 12
 
 
+def test_a_table_takes_its_data_behind_options_and_refuses_unknown_ones(tmp_path, monkeypatch, capsys):
+    commands = []
+    monkeypatch.setattr(
+        "rdpnet_timm.train.tables.subprocess.Popen", lambda command: commands.append(command) or Finished(1)
+    )
+    assert main(["table", "8", "--recipe", "demo", "digits", "-o", str(tmp_path)]) == 1
+    assert len(commands) == 4 and "| CIFAR-100 % | paper |" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["table", "3", "--print", "-o", str(tmp_path), "--bogus", "3"])
+    assert "unrecognized arguments: --bogus" in capsys.readouterr().err
+
+
+def test_a_run_begins_with_weights_whose_classifier_may_have_other_classes(tmp_path):
+    shipped = timm.create_model(MODEL, pretrained=True)
+    save_model(shipped, tmp_path / "w.safetensors", MODEL, {"num_classes": 10})
+    for weights in (MODEL, f"{MODEL}.c10", str(tmp_path / "w.safetensors")):
+        for classes in (10, 4):
+            begun = Run(MODEL, RECIPES["demo"], weights=weights).create_model(classes)
+            assert begun.num_classes == classes
+            for (name, ours), theirs in zip(begun.state_dict().items(), shipped.state_dict().values()):
+                assert (name.startswith("head.") and classes == 4) or torch.equal(ours, theirs), name
+    save_model(reparameterize(shipped), tmp_path / "d.safetensors", MODEL, {"inference_mode": True})
+    for weights, told in (
+        ("rdpnet_050_cifar", "no name of weights of rdpnet_025_cifar"),
+        ("nowhere.pth", "is no file"),
+        (str(tmp_path / "d.safetensors"), "deploy form"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            Run(MODEL, RECIPES["demo"], weights=weights).create_model(4)
+
+
+def test_a_run_that_began_with_weights_says_so_and_is_another_run(tmp_path, capsys):
+    arguments = ["train", "digits", "--recipe", "demo", "--epochs", "0.05", "-o", str(tmp_path)]
+    assert main([*arguments, "--weights", f"{MODEL}.c10"]) == 0
+    assert json.loads((tmp_path / "weights.json").read_text())["weights"] == f"{MODEL}.c10"
+    assert main(arguments) == 1
+    assert f"with weights {MODEL}.c10 rather than" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"num_classes": 5}, "cannot be num_classes"),
+        ({"pretrained": True}, "--weights"),
+        ({"in_chans": 1}, "three colours"),
+        ({"width": "abc"}, "cannot be created"),
+        ({"foo": 1}, "cannot be created with the arguments.*foo"),
+    ],
+    ids=str,
+)
+def test_arguments_that_no_model_takes_are_refused(arguments, told):
+    with pytest.raises(ValueError, match=told):
+        Run(MODEL, RECIPES["demo"], model_args=tuple(arguments.items())).create_model(4)
+
+
 def test_the_ablations_can_be_those_of_another_width(tmp_path, monkeypatch):
     commands = []
     monkeypatch.setattr(
@@ -865,6 +920,8 @@ def test_a_table_of_another_width_stands_beside_the_papers_without_a_difference(
         (["digits", "--model", "rdpnet_050_cifar"], "leave out --model rdpnet_050_cifar"),
         (["digits", "--model-args", "shuffle_groups=0"], "leave out --model-args"),
         (["digits", "--recipe", "lazy"], "lazy"),
+        (["digits", "--column", "CIFAR-100"], "Table 3 has the accuracies CIFAR-10 %, CIFAR-100 %, got 'CIFAR-100'"),
+        (["digits", "--weights", "rdpnet_025_cifar.c10"], "leave out --model-args and --weights"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

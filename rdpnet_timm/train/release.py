@@ -71,6 +71,7 @@ def release(result: Result, run: Run, test: Images, path: Path, data: str) -> Di
         epochs=run.recipe.epochs,
         amp=run.amp,
         seed=run.seed,
+        **({"weights": run.origin} if run.weights else {}),
         test_images=len(test),
         accuracy_train_form=found[0].accuracy,
         accuracy_deploy_form=found[1].accuracy,

@@ -16,7 +16,7 @@ from .recipe import Recipe
 from .release import finish
 from .trainer import Job, Run, train_together
 
-__all__ = ["TABLES", "Network", "format_table", "networks", "run_table"]
+__all__ = ["TABLES", "Network", "accuracy_column", "format_table", "networks", "run_table"]
 
 
 class Network(NamedTuple):
@@ -213,25 +213,40 @@ def _require_same(path: Path, expected: Dict[str, Any]) -> None:
         )
 
 
-def format_table(number: int, output: Path, column: str, model: Optional[str] = None) -> str:
+def accuracy_column(number: int, column: Optional[str] = None, classes: int = 0) -> str:
+    """``column``, or else that of the paper's accuracies that data of this many ``classes`` belong beside.
+
+    Raises:
+        ValueError: the table has no such column.
+    """
+    columns = [name for name in PAPER[f"table{number}"].columns if name.endswith("%")]
+    column = column or next((name for name in columns if name == f"CIFAR-{classes} %"), columns[0])
+    if column not in columns:
+        raise ValueError(f"the paper's Table {number} has the accuracies {', '.join(columns)}, got '{column}'")
+    return column
+
+
+def format_table(number: int, output: Path, column: Optional[str] = None, model: Optional[str] = None) -> str:
     """A Markdown table of the paper's accuracies in ``column`` ('CIFAR-10 %') and the mean of those in ``output``.
 
     Args:
         number: 3 or 8.
         output: the folder of the runs, see :func:`run_table`.
-        column: of the paper.
+        column: of the paper; by default see :func:`accuracy_column`.
         model: of all rows, see :func:`networks`; from that of the paper's no difference is taken.
 
     Raises:
-        ValueError: the runs in ``output`` differ in more than network and seed, so that they make no table.
+        ValueError: the table has no such column, or the runs in ``output`` differ in more than network and seed, so
+            that they make no table.
     """
+    column = accuracy_column(number, column)
     paper, rows = PAPER[f"table{number}"], networks(number, model)
     is_papers = rows == TABLES[number]
     theirs_of = "paper" if is_papers else f"paper, {next(iter(TABLES[number].values())).model}"
     common: Dict[str, Any] = {}
     lines = [f"| {column} | {theirs_of} | ours | spread | seeds | difference |", "|---|---|---|---|---|---|"]
     for row in rows:
-        theirs = paper.rows[row][paper.columns.index(column)] if column in paper.columns else None
+        theirs = paper.rows[row][paper.columns.index(column)]
         found = []
         for path in sorted(_folder(output, row, 0).parent.glob("seed*/weights.json")):
             card = json.loads(path.read_text())

@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from ..allocator import keep_freed_memory
 from ..blocks import RDPModule
+from ..checkpoint import load_model
 from ..convert import reparameterize
-from ..files import atomic_path
+from ..files import atomic_path, sha256
 from ..fused.conditions import IN_GRAPH
 from ..measure.difference import evaluating
 from .data import Images, augmented_batch, mixed_batch, normalized
@@ -51,6 +52,11 @@ class Run:
         amp: autocast to bfloat16.
         compile: mode of ``torch.compile``; '' does not compile. With these two, '' and 'default', whole steps are
             recorded as CUDA graphs on a GPU; modes such as 'reduce-overhead' record parts of them by themselves.
+        weights: what the model begins with: a checkpoint, or a timm name for its pretrained weights; a classifier of
+            other classes is made anew. '' begins at random.
+
+    Raises:
+        ValueError: ``model_args`` says what the data say.
     """
 
     model: str
@@ -60,12 +66,52 @@ class Run:
     device: str = "cpu"
     amp: bool = False
     compile: str = ""
+    weights: str = ""
+
+    def __post_init__(self) -> None:
+        arguments = dict(self.model_args)
+        if arguments.get("in_chans", 3) != 3 or {"num_classes", "pretrained"} & arguments.keys():
+            raise ValueError(
+                f"--model-args cannot be {', '.join(arguments)}: the data say how many classes there are, pictures are "
+                "read in three colours, and what to begin with is said by --weights"
+            )
 
     def create_model(self, classes: int) -> nn.Module:
-        """The model, initialised by the seed alone, in channels_last."""
+        """The model in channels_last, as ``weights`` has it, or initialised by the seed alone.
+
+        Raises:
+            ValueError: its arguments are wrong, or ``weights`` are of another model or in the deploy form.
+        """
         torch.manual_seed(self.seed)
-        model = timm.create_model(self.model, num_classes=classes, **dict(self.model_args))
+        arguments = dict(self.model_args)
+        try:
+            if self.weights:
+                model = self._begun_with(arguments, classes)
+            else:
+                model = timm.create_model(self.model, num_classes=classes, **arguments)
+        except (AssertionError, TypeError) as error:
+            raise ValueError(f"{self.model} cannot be created with the arguments {arguments}: {error}") from error
         return model.to(device=self.device, memory_format=torch.channels_last)
+
+    def _begun_with(self, arguments: Dict[str, Any], classes: int) -> nn.Module:
+        is_file = Path(self.weights).is_file()
+        if not is_file and self.weights.partition(".")[0] != self.model.partition(".")[0]:
+            raise ValueError(
+                f"'{self.weights}' is no file, and no name of weights of {self.model} (--weights, --model): give a "
+                "checkpoint of this model, or its name, with a tag or without"
+            )
+        model = load_model(self.weights, self.model if is_file else None, **arguments)
+        if any("reparam_conv." in name for name in model.state_dict()):
+            raise ValueError(f"'{self.weights}' is in the deploy form, which has no branches to train")
+        if model.num_classes != classes:
+            model.reset_classifier(classes)
+        return model
+
+    @property
+    def origin(self) -> str:
+        """``weights`` as a card names them: a file by its name and SHA-256 sum."""
+        path = Path(self.weights)
+        return f"{path.name}, SHA-256 {sha256(path)}" if self.weights and path.is_file() else self.weights
 
 
 @dataclass(frozen=True)
@@ -446,6 +492,7 @@ class _Checkpoint:
             test_data=digests[1],
             amp=run.amp,
             recipe=asdict(run.recipe),
+            weights=run.origin,
         )
         self.parts: Dict[str, Any] = dict(model=model, optimizer=optimizer)
         if ema is not None:
@@ -490,6 +537,7 @@ class _Checkpoint:
             ) from error
 
     def _check(self, found: Dict[str, Any], step: int, begun: Any) -> None:
+        found = {"weights": "", **found}  # earlier ones did not name them
         finish = "finish the run with the version of rdpnet-timm that began it, or delete the file to start anew"
         missing = [f"description.{name}" for name in self.description if name not in found]
         if missing or begun is None:
