@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Iterator, List, Optional, Tuple, TypeAlia
 from . import __version__
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from .train.trainer import Run
 
 __all__ = ["main"]
@@ -297,15 +299,13 @@ def _add_evaluate(subcommands: Subcommands) -> None:
 def _evaluate(args: argparse.Namespace) -> None:
     import torch
 
-    from .checkpoint import load_model
     from .convert import reparameterize
     from .train.data import read_data, require_classes
     from .train.trainer import evaluate
 
-    name = args.model or "rdpnet_025_cifar"
-    model = load_model(args.weights, args.model) if args.weights else load_model(name)
+    model = _model_with_weights(args)
     test = read_data(args.data, model.pretrained_cfg["input_size"][1:])[1].to(_device(args))
-    require_classes(test, model.pretrained_cfg.get("label_names"), args.weights or name)
+    require_classes(test, model.pretrained_cfg.get("label_names"), args.weights or args.model or "rdpnet_025_cifar")
     model = model.to(device=_device(args), memory_format=torch.channels_last)
     for which, form in (("train", model), ("deploy", reparameterize(model))):
         found = evaluate(form, test)
@@ -367,7 +367,7 @@ def _add_predict(subcommands: Subcommands) -> None:
         help="classify pictures",
         description="Classify pictures of any size, with the weights that come with a model or with a checkpoint.",
     )
-    parser.add_argument("images", nargs="+", metavar="IMAGE")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="a picture, or a folder of them")
     parser.add_argument(
         "--model",
         metavar="NAME",
@@ -379,19 +379,50 @@ def _add_predict(subcommands: Subcommands) -> None:
     parser.set_defaults(run=_predict)
 
 
-def _predict(args: argparse.Namespace) -> None:
-    from .checkpoint import load_model
-    from .predict import draw, predict
+def _predict(args: argparse.Namespace) -> int:
+    from pathlib import Path
 
-    if args.weights:
-        model = load_model(args.weights, args.model)
-    else:
-        model = load_model(args.model or "rdpnet_025_cifar")
-    predictions = predict(model, args.images, args.top)
-    for prediction in predictions:
-        print(prediction)
+    from .deploy.calibration import pictures_in
+    from .predict import classifier, draw, require_drawable
+
     if args.save:
+        require_drawable(args.save)
+    paths = []
+    for path in map(Path, args.images):
+        found = pictures_in(path) if path.is_dir() else [path]
+        if not found:
+            raise ValueError(f"no pictures in the folder '{path}'")
+        paths += found
+    classify, predictions = classifier(_model_with_weights(args), args.top), []
+    for path in paths:
+        try:
+            prediction = classify(path)
+        except (OSError, ValueError) as error:  # the others are answered all the same
+            print(f"rdpnet predict: error: {error}", file=sys.stderr)
+            continue
+        print(prediction, flush=True)
+        predictions.append(prediction)
+    if args.save and predictions:
         draw(predictions, args.save)
+    return 0 if len(predictions) == len(paths) else 1
+
+
+def _model_with_weights(args: argparse.Namespace) -> "nn.Module":
+    """The model of ``--weights``, a file, or that of ``--model`` with its own.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        RuntimeError, ValueError: as :func:`load_model`.
+    """
+    from pathlib import Path
+
+    from .checkpoint import load_model
+
+    if not args.weights:
+        return load_model(args.model or "rdpnet_025_cifar")
+    if not Path(args.weights).is_file():
+        raise FileNotFoundError(f"no checkpoint at '{args.weights}'")
+    return load_model(args.weights, args.model)
 
 
 def _add_export(subcommands: Subcommands) -> None:
@@ -833,7 +864,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         with _ending_on_sigterm():
-            args.run(args)
+            return int(args.run(args) or 0)
     except BrokenPipeError:  # the reader of our output, `head` for one, has seen enough
         sys.stderr.close()
     except Exception as error:

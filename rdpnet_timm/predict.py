@@ -1,7 +1,7 @@
 """Pictures to classes: what a trained model says of them, in words and drawn."""
 
 from pathlib import Path
-from typing import List, NamedTuple, Sequence, Tuple, Union
+from typing import Callable, List, NamedTuple, Sequence, Tuple, Union
 
 import torch
 from torch import nn
@@ -9,9 +9,8 @@ from torch import nn
 from .convert import reparameterize
 from .deploy.calibration import Preprocessing, decode
 from .files import atomic_path
-from .progress import counted
 
-__all__ = ["Prediction", "draw", "predict"]
+__all__ = ["Prediction", "classifier", "draw", "require_drawable"]
 
 _SIDE, _LINE, _GAP, _COLUMNS = 224, 16, 8, 4  # pixels, and pictures in a row
 
@@ -31,17 +30,18 @@ class Prediction(NamedTuple):
         return f"{self.path}: " + ", ".join(f"{name} {chance:.1%}" for name, chance in self.chances)
 
 
-def predict(model: nn.Module, paths: Sequence[Union[str, Path]], top: int = 5) -> List[Prediction]:
-    """Classify pictures, in the model's deploy form, prepared as timm prepares them for this model.
+def classifier(model: nn.Module, top: int = 5) -> Callable[[Union[str, Path]], Prediction]:
+    """Make a function that classifies a picture of any size, prepared as timm prepares it for this model.
+
+    The function raises FileNotFoundError where there is no picture, and ValueError where it cannot be decoded.
 
     Args:
-        model: a classifier; its classes are named after ``label_names`` of its ``pretrained_cfg``, else by number.
-        paths: the pictures, of any size.
+        model: a classifier, which is asked in its deploy form; its classes are named after ``label_names`` of its
+            ``pretrained_cfg``, else by number.
         top: how many classes to name.
 
     Raises:
-        FileNotFoundError: a picture is not there.
-        ValueError: one cannot be decoded, or the model takes other channels than a picture has.
+        ValueError: the model takes other channels than a picture has.
     """
     preprocessing = Preprocessing.of(model)
     channels = preprocessing.input_size[0]
@@ -50,8 +50,9 @@ def predict(model: nn.Module, paths: Sequence[Union[str, Path]], top: int = 5) -
     names = (getattr(model, "pretrained_cfg", None) or {}).get("label_names") or ()
     form = reparameterize(model).eval()
     device = next(form.parameters()).device
-    found = []
-    for path in counted([Path(path) for path in paths], "pictures"):
+
+    def classify(path: Union[str, Path]) -> Prediction:
+        path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"no picture at '{path}'")
         picture = decode(path.read_bytes(), f"'{path}'", "L" if channels == 1 else "RGB")
@@ -59,8 +60,25 @@ def predict(model: nn.Module, paths: Sequence[Union[str, Path]], top: int = 5) -
             logits = form(preprocessing.normalize(preprocessing.pixels(picture)[None]).to(device))[0]
         chances, classes = logits.double().softmax(0).topk(min(top, len(logits)))
         named = [names[index] if len(names) == len(logits) else f"class {index}" for index in classes.tolist()]
-        found.append(Prediction(path, list(zip(named, chances.tolist()))))
-    return found
+        return Prediction(path, list(zip(named, chances.tolist())))
+
+    return classify
+
+
+def require_drawable(file: Union[str, Path]) -> None:
+    """Refuse a file that :func:`draw` could not write.
+
+    Raises:
+        ValueError: Pillow writes no format of this suffix.
+        FileNotFoundError: its folder does not exist.
+    """
+    from PIL import Image
+
+    path = Path(file)
+    if Image.registered_extensions().get(path.suffix.lower()) not in Image.SAVE:
+        raise ValueError(f"cannot save a picture as '{path}': expected a suffix such as .png or .jpg")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot save '{path}': there is no folder '{path.parent}'")
 
 
 def draw(predictions: Sequence[Prediction], file: Union[str, Path], lines: int = 3) -> None:
@@ -72,11 +90,12 @@ def draw(predictions: Sequence[Prediction], file: Union[str, Path], lines: int =
         lines: classes below a picture.
 
     Raises:
-        ValueError: Pillow knows no format of this suffix.
-        OSError: the folder does not exist or cannot be written.
+        ValueError, FileNotFoundError: as :func:`require_drawable`.
+        OSError: the folder cannot be written.
     """
     from PIL import Image, ImageDraw, ImageOps
 
+    require_drawable(file)
     columns = min(_COLUMNS, len(predictions))
     rows = -(-len(predictions) // columns)
     width, height = _SIDE + _GAP, _SIDE + lines * _LINE + _GAP

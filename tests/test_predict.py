@@ -9,7 +9,7 @@ from timm.data import create_transform, resolve_data_config
 
 from rdpnet_timm.checkpoint import save_model
 from rdpnet_timm.cli import main
-from rdpnet_timm.predict import predict
+from rdpnet_timm.predict import classifier
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def pictures(tmp_path):
 def test_shipped_weights_answer_with_their_classes_as_the_train_form_does(pictures):
     model = timm.create_model("rdpnet_025_cifar", pretrained=True).eval()
     transform = create_transform(**resolve_data_config(model=model), is_training=False)
-    found = predict(model, pictures, top=10)
+    found = map(classifier(model, top=10), pictures)
     names = model.pretrained_cfg["label_names"]
     for path, (shown, chances) in zip(pictures, found):
         with torch.no_grad():
@@ -60,7 +60,7 @@ def test_a_checkpoint_answers_with_its_own_classes_or_their_numbers(pictures, tm
     assert main(["predict", str(pictures[0]), "--model", "rdpnet_025_cifar.digits"]) == 0
 
 
-def test_what_is_no_picture_is_named_in_a_line(pictures, tmp_path, capsys):
+def test_what_is_no_picture_is_named_in_a_line_and_the_others_are_answered(pictures, tmp_path, capsys):
     cut = tmp_path / "cut.png"
     cut.write_bytes(pictures[0].read_bytes()[:200])
     text = tmp_path / "text.jpg"
@@ -69,12 +69,49 @@ def test_what_is_no_picture_is_named_in_a_line(pictures, tmp_path, capsys):
         (cut, f"cannot read the image '{cut}'"),
         (text, f"cannot read the image '{text}'"),
         (tmp_path / "absent.png", "no picture at"),
-        (tmp_path, "no picture at"),
     ):
-        assert main(["predict", str(pictures[0]), str(path)]) == 1
+        sheet = tmp_path / "sheet.png"
+        assert main(["predict", str(pictures[0]), str(path), str(pictures[1]), "--save", str(sheet)]) == 1
+        captured = capsys.readouterr()
+        assert message in captured.err and len(captured.err.splitlines()) == 1
+        assert [line.partition(": ")[0] for line in captured.out.splitlines()] == [str(each) for each in pictures[:2]]
+        sheet.unlink()
+        assert main(["predict", str(path), "--save", str(sheet)]) == 1 and not sheet.exists()
+        capsys.readouterr()
+
+
+def test_answers_are_printed_as_they_come(pictures, monkeypatch, capsys):
+    printed = []
+
+    def classifier(model, top):
+        return lambda path: printed.append(capsys.readouterr().out) or path
+
+    monkeypatch.setattr("rdpnet_timm.predict.classifier", classifier)
+    assert main(["predict", *map(str, pictures[:2])]) == 0
+    assert printed == ["", f"{pictures[0]}\n"]
+
+
+def test_a_folder_stands_for_its_pictures_without_the_hidden_ones(pictures, tmp_path, capsys):
+    (tmp_path / ".thumbs").mkdir()
+    for hidden in (".thumbs/small.png", ".hidden.png"):
+        (tmp_path / hidden).write_bytes(pictures[0].read_bytes())
+    (tmp_path / "folder.png").mkdir()
+    assert main(["predict", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(": ")[0] for line in lines] == [str(path) for path in pictures]
+    assert main(["predict", str(tmp_path / "folder.png")]) == 1
+    assert "no pictures in the folder" in capsys.readouterr().err
+
+
+def test_what_cannot_come_to_an_end_is_refused_before_the_first_answer(pictures, tmp_path, capsys):
+    for options, message in (
+        (["--model", "rdpnet_100"], "no pretrained weights"),
+        (["--weights", str(tmp_path / "absent.pth")], f"no checkpoint at '{tmp_path / 'absent.pth'}'"),
+        (["--save", str(tmp_path / "sheet.xyz")], "sheet.xyz': expected a suffix such as .png"),
+        (["--save", str(tmp_path / "sheet")], "sheet': expected a suffix such as .png"),
+        (["--save", str(tmp_path / "absent" / "sheet.png")], f"there is no folder '{tmp_path / 'absent'}'"),
+    ):
+        assert main(["predict", str(pictures[0]), *options]) == 1
         captured = capsys.readouterr()
         assert message in captured.err and len(captured.err.splitlines()) == 1 and not captured.out
-    assert main(["predict", str(pictures[0]), "--model", "rdpnet_100"]) == 1
-    assert "no pretrained weights" in capsys.readouterr().err
-    assert main(["predict", str(pictures[0]), "--save", str(tmp_path / "sheet.xyz")]) == 1
-    assert "xyz" in capsys.readouterr().err and not (tmp_path / "sheet.xyz").exists()
+    assert not (tmp_path / "sheet").exists()

@@ -22,6 +22,7 @@ __all__ = [
     "decode",
     "load_images",
     "load_pictures",
+    "pictures_in",
     "random_images",
 ]
 
@@ -219,8 +220,19 @@ def _spread(count: int, limit: Optional[int]) -> np.ndarray:
     return np.unique(np.linspace(0, count - 1, min(count, limit or count)).round().astype(int))
 
 
+def pictures_in(folder: Path) -> List[Path]:
+    """The pictures in a folder and its subfolders, sorted; what is hidden, such as thumbnails, is left out."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.is_file()
+    )
+
+
 def _from_folder(folder: Path, limit: Optional[int]) -> _Source:
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    paths = pictures_in(folder)
     if not paths:
         raise ValueError(f"no images in the folder '{folder}': expected files ending in {', '.join(SUFFIXES)}")
     paths = [paths[index] for index in _spread(len(paths), limit)]
