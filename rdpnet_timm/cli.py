@@ -286,7 +286,9 @@ def _run_of(args: argparse.Namespace) -> "Run":
 
 def _add_evaluate(subcommands: Subcommands) -> None:
     parser = subcommands.add_parser(
-        "evaluate", help="accuracy of weights on small images, in both forms", description="Accuracy in both forms."
+        "evaluate",
+        help="accuracy of weights on small images, in both forms",
+        description="Accuracy in both forms on the test images of DATA, of which no others are read.",
     )
     _add_data(parser)
     parser.add_argument("--model", metavar="NAME", help="a timm model, with the tag of its weights or not [the file's]")
@@ -300,11 +302,12 @@ def _evaluate(args: argparse.Namespace) -> None:
     import torch
 
     from .convert import reparameterize
-    from .train.data import read_data, require_classes
+    from .deploy.calibration import Preprocessing
+    from .train.data import read_test, require_classes
     from .train.trainer import evaluate
 
     model = _model_with_weights(args)
-    test = read_data(args.data, model.pretrained_cfg["input_size"][1:])[1].to(_device(args))
+    test = read_test(args.data, Preprocessing.of(model)).to(_device(args))
     require_classes(test, model.pretrained_cfg.get("label_names"), args.weights or args.model or "rdpnet_025_cifar")
     model = model.to(device=_device(args), memory_format=torch.channels_last)
     for which, form in (("train", model), ("deploy", reparameterize(model))):

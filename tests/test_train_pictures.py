@@ -1,15 +1,24 @@
 """A folder of pictures by class is trained on like any other data, scaled to the model's size."""
 
 import json
+import shutil
+from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
+from rdpnet_timm.checkpoint import load_model
 from rdpnet_timm.cli import main
-from rdpnet_timm.train import data
-from rdpnet_timm.train.data import Images, better_elsewhere, read_data
+from rdpnet_timm.deploy.calibration import Preprocessing, pictures_in
+from rdpnet_timm.predict import classifier
+from rdpnet_timm.train import RECIPES, Run, data, evaluate, train
+from rdpnet_timm.train.data import Images, better_elsewhere, normalized, read_data, read_test
+from rdpnet_timm.train.release import release
+from rdpnet_timm.weights.reading import read_checkpoint
 
 COLOURS = {"blue": (30, 60, 220), "red": (220, 40, 30)}
 
@@ -51,7 +60,7 @@ def test_what_is_wrong_with_a_folder_is_said(folder):
         read_data(str(folder))
     (folder / "train" / "red" / "bad.png").unlink()
     (folder / "val" / "red").rename(folder / "val" / "green")
-    with pytest.raises(ValueError, match="different classes"):
+    with pytest.raises(ValueError, match=r"different classes: 2 and 2, only in train: red; only in test: green$"):
         read_data(str(folder))
     (folder / "val").rename(folder / "validation")
     with pytest.raises(FileNotFoundError, match=r"train/CLASS/\* and test/CLASS/\*"):
@@ -59,6 +68,86 @@ def test_what_is_wrong_with_a_folder_is_said(folder):
     (folder / "test").mkdir()
     with pytest.raises(ValueError, match=r"no pictures in '.*test'"):
         read_data(str(folder))
+
+
+def test_pictures_of_one_class_are_refused_before_anything_is_written(folder, tmp_path, capsys):
+    for part in ("train", "val"):
+        shutil.rmtree(folder / part / "red")
+    assert main(["train", str(folder), "-o", str(tmp_path / "run"), "--recipe", "digits"]) == 1
+    assert "of one class, 'blue'" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_hidden_pictures_are_left_out(folder):
+    hidden = folder / "train" / "red" / ".thumbs"
+    hidden.mkdir()
+    (hidden / "0.png").write_text("no picture")
+    (folder / "train" / "red" / ".1.png").write_text("no picture")
+    assert len(read_data(str(folder))[0]) == 24
+
+
+def test_an_evaluation_reads_the_test_part_alone(folder):
+    preprocessing = Preprocessing.of(timm.create_model("rdpnet_025_cifar"))
+    (folder / "train" / "red" / "bad.png").write_text("no picture")
+    expected = read_test(str(folder), preprocessing)
+    shutil.rmtree(folder / "train")
+    for name in ("val", "test"):
+        if name != "val":
+            (folder / "val").rename(folder / name)
+        found = read_test(str(folder), preprocessing)
+        assert len(found) == 12 and found.digest() == expected.digest()
+    assert len(read_test("digits", preprocessing)) == 360
+    with pytest.raises(FileNotFoundError, match="no data in"):
+        read_data(str(folder))
+
+
+def as_predict_reads(model, path):
+    """The normalised pixels that ``rdpnet predict`` gives a model for a picture."""
+    asked = []
+    with mock.patch("rdpnet_timm.predict.reparameterize", lambda model: Recorder(asked)):
+        classifier(model)(path)
+    return asked[0]
+
+
+class Recorder(torch.nn.Linear):
+    def __init__(self, asked):
+        super().__init__(1, 1)
+        self.asked = asked
+
+    def forward(self, x):
+        self.asked.append(x)
+        return torch.zeros(len(x), 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("rdpnet_025", (64, 64)), ("rdpnet_025_cifar", (32, 32)), ("resnet10t", (40, 40))], ids=str
+)
+def test_predict_and_evaluate_see_what_was_trained_on(folder, tmp_path, name, size):
+    for index in range(2, 12):
+        for colour in COLOURS:
+            next((folder / "train" / colour).rglob(f"{index}.png")).unlink()
+    data = read_data(str(folder), size)
+    run = Run(name, replace(RECIPES["digits"], batch_size=4, epochs=1, warmup_epochs=0, crop_padding=0))
+    path = tmp_path / "run" / "weights.safetensors"
+    card = release(train(run, data, tmp_path / "run"), run, data[1], path, "pictures")
+    assert card["model_args"] == {}, "what the run was told"
+    overlay = read_checkpoint(path).model_args.get("pretrained_cfg_overlay", {})
+    assert (overlay == {}) == (name == "rdpnet_025_cifar"), "only what differs is written"
+    model = load_model(path)
+    assert torch.equal(read_test(str(folder), Preprocessing.of(model)).pixels, data[1].pixels)
+    assert evaluate(model, data[1]).accuracy == card["accuracy_train_form"]
+    pictures = [*pictures_in(folder / "val" / "blue"), *pictures_in(folder / "val" / "red")]
+    mean, std = (model.pretrained_cfg[each] for each in ("mean", "std"))
+    seen = normalized(data[1].pixels.permute(0, 3, 1, 2), mean, std)
+    assert torch.allclose(torch.cat([as_predict_reads(model, picture) for picture in pictures]), seen, atol=1e-5)
+
+
+def test_an_evaluation_of_other_weights_reads_as_predict_does(folder):
+    model = timm.create_model("resnet10t")  # bilinear, and crops to 0.95
+    model.pretrained_cfg["input_size"] = (3, 48, 48)
+    found = read_test(str(folder), Preprocessing.of(model)).pixels.permute(0, 3, 1, 2)
+    mean, std = (model.pretrained_cfg[each] for each in ("mean", "std"))
+    for pixels, picture in zip(found, pictures_in(folder / "val" / "blue")):
+        assert torch.allclose(normalized(pixels[None], mean, std), as_predict_reads(model, picture), atol=1e-5)
 
 
 def test_more_than_fits_is_refused_before_it_is_read(folder, monkeypatch):

@@ -4,21 +4,22 @@ import hashlib
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..deploy.calibration import SUFFIXES, class_names_of, decode
+from ..deploy.calibration import SUFFIXES, Preprocessing, class_names_of, decode, pictures_in
 from ..extras import require
 from ..measure.machine import memory
 from ..progress import counted
 from .recipe import Recipe
 
 __all__ = [
-    "Images", "augmented_batch", "better_elsewhere", "mixed_batch", "normalized", "read_data", "require_classes",
+    "Images", "augmented_batch", "better_elsewhere", "mixed_batch", "normalized", "preparation", "read_data",
+    "read_test", "require_classes",
 ]  # fmt: skip
 
 _TEST_FOLDERS = ("test", "val")
@@ -54,6 +55,11 @@ class Images:
         return found.hexdigest()
 
 
+def preparation(size: Sequence[int]) -> Preprocessing:
+    """How pictures are prepared for training: scaled to cover height and width, and cropped in the middle."""
+    return Preprocessing((3, size[0], size[1]), min(size), "bicubic", (0.0,) * 3, (1.0,) * 3, 1.0, "center")
+
+
 def read_data(source: str, size: Sequence[int] = (32, 32)) -> Tuple[Images, Images]:
     """Read training images and test images.
 
@@ -62,44 +68,69 @@ def read_data(source: str, size: Sequence[int] = (32, 32)) -> Tuple[Images, Imag
             ``train.parquet`` and ``test.parquet`` (columns ``image``, an encoded image, and ``label``), a folder of
             pictures ``train/CLASS/*`` and ``test/CLASS/*`` or ``val/CLASS/*``, or ``digits``, the handwritten digits
             that come with scikit-learn.
-        size: height and width for a folder of pictures, which are scaled to cover it and cropped in the middle.
+        size: height and width for a folder of pictures, see :func:`preparation`.
 
     Raises:
         FileNotFoundError: there is none of these.
         ValueError: an image that cannot be decoded or is of another size, a label outside the classes, train and test
-            images of different classes or sizes, no images at all.
+            images of different classes or sizes, no images at all, or training images of one class.
     """
-    folder = Path(source)
-    if source == "digits":
-        train, test = _read_digits()
-    elif (folder / "train.parquet").is_file() and (folder / "test.parquet").is_file():
-        train, test = (_read_parquet(folder / f"{part}.parquet") for part in ("train", "test"))
-    elif (folder / "cifar-10-batches-py").is_dir():
-        train, test = (_read_torchvision("CIFAR10", folder, part) for part in (True, False))
-    elif (folder / "cifar-100-python").is_dir():
-        train, test = (_read_torchvision("CIFAR100", folder, part) for part in (True, False))
-    elif (folder / "train").is_dir() and any((folder / part).is_dir() for part in _TEST_FOLDERS):
-        part = next(part for part in _TEST_FOLDERS if (folder / part).is_dir())
-        train, test = (_read_pictures(folder / each, (size[0], size[1])) for each in ("train", part))
-    else:
-        raise FileNotFoundError(
-            f"no data in '{source}': expected a folder with cifar-10-batches-py or cifar-100-python in it "
-            "(python -c \"import torchvision; torchvision.datasets.CIFAR10('FOLDER', download=True)\" makes one), a "
-            "folder with train.parquet and test.parquet, one of pictures (train/CLASS/* and test/CLASS/* or val/), or "
-            "the word 'digits'"
-        )
+    train, test = _read(source, ("train", "test"), preparation(size))
     if train.classes != test.classes:
-        raise ValueError(
+        told = (
             f"train and test images in '{source}' have different classes: {len(train.classes)} and "
-            f"{len(test.classes)}, {', '.join(train.classes[:5])}... and {', '.join(test.classes[:5])}...; parquet "
-            "files name theirs in the entry 'classes' of their metadata, else every label up to the largest is a class"
+            f"{len(test.classes)}, {_differing('train', train.classes, 'test', test.classes)}"
         )
+        if (Path(source) / "train.parquet").is_file():
+            told += "; parquet files name theirs in the entry 'classes' of their metadata, else every label up to the "
+            told += "largest is a class"
+        raise ValueError(told)
     if train.pixels.shape[1:] != test.pixels.shape[1:]:
         sizes = [f"{part.pixels.shape[2]}x{part.pixels.shape[1]}" for part in (train, test)]
         raise ValueError(
             f"train and test images in '{source}' have different sizes, {sizes[0]} and {sizes[1]}: scale them to one"
         )
+    if len(train.labels.unique()) == 1:
+        only = train.classes[int(train.labels[0])]
+        raise ValueError(f"all training images in '{source}' are of one class, '{only}': there is nothing to learn")
     return train, test
+
+
+def read_test(source: str, preprocessing: Preprocessing) -> Images:
+    """Read test images alone, for which a part of what :func:`read_data` takes is enough.
+
+    Args:
+        source: as for :func:`read_data`.
+        preprocessing: of a folder of pictures.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`read_data`.
+    """
+    return _read(source, ("test",), preprocessing)[0]
+
+
+def _read(source: str, parts: Sequence[str], preprocessing: Preprocessing) -> List[Images]:
+    folder = Path(source)
+    pictures = {
+        "train": folder / "train",
+        "test": next((folder / name for name in _TEST_FOLDERS if (folder / name).is_dir()), folder / "test"),
+    }
+    if source == "digits":
+        digits = _read_digits()
+        return [digits[part] for part in parts]
+    if all((folder / f"{part}.parquet").is_file() for part in parts):
+        return [_read_parquet(folder / f"{part}.parquet") for part in parts]
+    for name, dataset in (("cifar-10-batches-py", "CIFAR10"), ("cifar-100-python", "CIFAR100")):
+        if (folder / name).is_dir():
+            return [_read_torchvision(dataset, folder, part == "train") for part in parts]
+    if all(pictures[part].is_dir() for part in parts):
+        return [_read_pictures(pictures[part], preprocessing) for part in parts]
+    raise FileNotFoundError(
+        f"no data in '{source}': expected a folder with cifar-10-batches-py or cifar-100-python in it "
+        "(python -c \"import torchvision; torchvision.datasets.CIFAR10('FOLDER', download=True)\" makes one), a "
+        "folder with train.parquet and test.parquet, one of pictures (train/CLASS/* and test/CLASS/* or val/), or "
+        "the word 'digits'; for an evaluation the test part is enough"
+    )
 
 
 def better_elsewhere(images: Images) -> List[str]:
@@ -122,14 +153,25 @@ def require_classes(images: Images, names: Optional[Sequence[str]], source: str)
     """
     if names is not None and tuple(names) != images.classes:
         raise ValueError(
-            f"'{source}' tells {_listed(names)} apart, the images are of {_listed(images.classes)}: an accuracy would "
-            "say nothing. Take weights of these classes; if they are the same, name them alike (a parquet file: in "
-            "the entry 'classes' of its metadata)"
+            f"'{source}' tells {len(names)} classes apart, the images are of {len(images.classes)}, "
+            f"{_differing('weights', names, 'images', images.classes)}: an accuracy would say nothing. Take weights of "
+            "these classes; if they are the same, name them alike (a parquet file: in the entry 'classes' of its "
+            "metadata)"
         )
 
 
-def _listed(names: Sequence[str]) -> str:
-    return f"{len(names)} classes ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+def _differing(one: str, names: Sequence[str], other: str, others: Sequence[str]) -> str:
+    """In what two lists of class names differ."""
+
+    def listed(names: Sequence[str]) -> str:
+        return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+
+    lone = {
+        one: [name for name in names if name not in others],
+        other: [name for name in others if name not in names],
+    }
+    told = [f"only in {where}: {listed(alone)}" for where, alone in lone.items() if alone]
+    return "; ".join(told) or f"in another order: {listed(names)} and {listed(others)}"
 
 
 def _images(pixels: np.ndarray, labels: Any, classes: Tuple[str, ...], source: str) -> Images:
@@ -181,33 +223,28 @@ def _read_parquet(path: Path) -> Images:
     return _images(np.stack(pixels), labels, classes, f"'{path}'")
 
 
-def _read_pictures(folder: Path, size: Tuple[int, int]) -> Images:
-    from PIL import Image, ImageOps
-
+def _read_pictures(folder: Path, preprocessing: Preprocessing) -> Images:
+    height, width = preprocessing.input_size[1:]
+    preprocessing = preprocessing._replace(input_size=(3, height, width))
     classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    paths = [
-        (path, label)
-        for label, name in enumerate(classes)
-        for path in sorted((folder / name).rglob("*"))
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-    ]
+    paths = [(path, label) for label, name in enumerate(classes) for path in pictures_in(folder / name)]
     if not paths:
         raise ValueError(f"no pictures in '{folder}': expected CLASS/NAME with one of {', '.join(SUFFIXES)}")
-    needed, there = len(paths) * size[0] * size[1] * 3, memory()
+    needed, there = len(paths) * height * width * 3, memory()
     if needed > there / 2:
         raise ValueError(
-            f"{len(paths)} pictures of {size[1]}x{size[0]} in '{folder}' need {needed / 2**30:.1f} GiB of this "
+            f"{len(paths)} pictures of {width}x{height} in '{folder}' need {needed / 2**30:.1f} GiB of this "
             f"machine's {there / 2**30:.1f}, and this trainer keeps all in memory: timm's train.py takes the same "
             "folder and model"
         )
-    pixels = np.empty((len(paths), *size, 3), np.uint8)
+    pixels = torch.empty(len(paths), height, width, 3, dtype=torch.uint8)
     for row, (path, _) in enumerate(counted(paths, f"reading {folder.name}")):
-        picture = decode(path.read_bytes(), f"'{path}'")
-        pixels[row] = np.asarray(ImageOps.fit(picture, size[::-1], Image.Resampling.BICUBIC))
-    return _images(pixels, [label for _, label in paths], tuple(classes), f"'{folder}'")
+        picture = preprocessing.pixels(decode(path.read_bytes(), f"'{path}'"))
+        pixels[row] = picture.permute(1, 2, 0).mul(255).round()  # which were bytes before
+    return _images(pixels.numpy(), [label for _, label in paths], tuple(classes), f"'{folder}'")
 
 
-def _read_digits() -> Tuple[Images, Images]:
+def _read_digits() -> Dict[str, Images]:
     """1437 training and 360 test digits, 8x8 in 17 shades of grey, enlarged to 32x32 in colour.
 
     The test digits are the last fifth of the file.
@@ -218,10 +255,10 @@ def _read_digits() -> Tuple[Images, Images]:
     pixels = large.permute(0, 2, 3, 1).expand(-1, -1, -1, 3).contiguous().numpy()
     classes = tuple(str(digit) for digit in range(10))
     split = len(pixels) * 4 // 5
-    return (
-        _images(pixels[:split], digits.target[:split], classes, "digits"),
-        _images(pixels[split:], digits.target[split:], classes, "digits"),
-    )
+    return {
+        "train": _images(pixels[:split], digits.target[:split], classes, "digits"),
+        "test": _images(pixels[split:], digits.target[split:], classes, "digits"),
+    }
 
 
 def augmented_batch(images: Images, indices: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:

@@ -7,14 +7,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Dict, Optional, Tuple
 
+import timm
 import torch
+from timm.data import resolve_data_config
 from torch import Tensor, nn
 
 from ..checkpoint import save_model
 from ..convert import reparameterize
 from ..files import atomic_path, sha256
 from ..measure.machine import describe
-from .data import Images
+from .data import Images, preparation
 from .plots import plot_history
 from .trainer import Evaluation, Result, Run, evaluate
 
@@ -39,8 +41,9 @@ def finish(result: Result, run: Run, test: Images, output: Path, data: str) -> D
 def release(result: Result, run: Run, test: Images, path: Path, data: str) -> Dict[str, Any]:
     """Write ``path`` (.safetensors, in the train form) and beside it ``.json``, its card, which is returned.
 
-    The file is in half precision where, rounded so, the network classifies no fewer of the ``test`` images correctly
-    in either form. A running variance that half precision cannot hold rules it out.
+    The file says how pictures were prepared where that is not what its model's name stands for, as in a network for
+    224x224 that was trained on 32x32. It is in half precision where, rounded so, the network classifies no fewer of the
+    ``test`` images correctly in either form. A running variance that half precision cannot hold rules it out.
 
     Args:
         result: the finished run.
@@ -57,6 +60,9 @@ def release(result: Result, run: Run, test: Images, path: Path, data: str) -> Di
         if all(half.correct >= full.correct for half, full in zip(rounded_found, found)):
             model, found, precision = rounded, rounded_found, "float16"
     arguments = dict(run.model_args, num_classes=len(test.classes))
+    overlay = {**arguments.get("pretrained_cfg_overlay", {}), **_trained_on(model, run.model, test)}
+    if overlay:
+        arguments["pretrained_cfg_overlay"] = overlay
     save_model(deepcopy(model).to(getattr(torch, precision)), path, run.model, arguments, test.classes)
     about = describe()
     card: Dict[str, Any] = dict(
@@ -87,6 +93,16 @@ def release(result: Result, run: Run, test: Images, path: Path, data: str) -> Di
     with atomic_path(path.with_suffix(".json")) as file:
         file.write_text(json.dumps(card, indent=1) + "\n")
     return card
+
+
+def _trained_on(model: nn.Module, name: str, images: Images) -> Dict[str, Any]:
+    """How pictures were prepared for the model, where that is not what timm says of its name."""
+    own = timm.get_pretrained_cfg(name)
+    said = resolve_data_config(pretrained_cfg=own.to_dict() if own else {})
+    prepared = preparation(images.pixels.shape[1:3])
+    trained = {part: getattr(prepared, part) for part in ("input_size", "interpolation", "crop_pct", "crop_mode")}
+    trained.update({part: tuple(model.pretrained_cfg[part]) for part in ("mean", "std")})
+    return {part: value for part, value in trained.items() if said[part] != value}
 
 
 def _rounded(model: nn.Module) -> Optional[nn.Module]:
