@@ -5,7 +5,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Iterator, List, Optional, Union
 
@@ -86,7 +86,7 @@ def _umask() -> int:
 @contextmanager
 def all_or_nothing(output: Path) -> Iterator[Path]:
     """A scratch folder in ``output``, whose files move up at the end; an error leaves ``output`` as it was."""
-    made = next((folder for folder in [*reversed(output.parents), output] if not folder.exists()), None)
+    made = [folder for folder in (output, *output.parents) if not folder.exists()]
     try:
         output.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=output, prefix=".export-"))
@@ -97,11 +97,12 @@ def all_or_nothing(output: Path) -> Iterator[Path]:
             yield scratch
             for file in sorted(scratch.iterdir()):
                 os.replace(file, output / file.name)
-        made = None
+        made = []
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-        if made is not None:
-            shutil.rmtree(made, ignore_errors=True)
+        with suppress(OSError):  # others may have written there since
+            for folder in made:
+                folder.rmdir()
 
 
 def sha256(path: Union[str, Path]) -> str:

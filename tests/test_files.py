@@ -100,6 +100,15 @@ def test_an_error_names_the_file_that_was_asked_for(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_an_export_that_fails_leaves_what_another_has_written_into_its_folder(tmp_path):
+    output = tmp_path / "new" / "folder"
+    with pytest.raises(RuntimeError), all_or_nothing(output):
+        with all_or_nothing(output) as other:
+            (other / "good.onnx").write_text("whole")
+        raise RuntimeError("the first differs")
+    assert [path.name for path in output.iterdir()] == ["good.onnx"]
+
+
 def test_a_terminated_export_leaves_nothing(tmp_path):
     # the command is stopped while it writes, which a writer that waits makes sure of
     code = f"""
