@@ -5,6 +5,7 @@ import json
 import pytest
 import timm
 import torch
+from PIL import Image
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("openvino")
@@ -57,6 +58,31 @@ def test_a_width_is_measured_and_written(tmp_path):
     (title, by_contestant), text = written["operators"][0], (tmp_path / "speed.md").read_text()
     assert title == "rdpnet_025, 1 thread" and "Conv depthwise" in by_contestant["onnx"]
     assert "best INT8 against best float32" in text
+
+
+def pictures_of(classes, folder, size):
+    for part in ("train", "test"):
+        for name in classes:
+            (folder / part / name).mkdir(parents=True)
+            Image.new("RGB", size).save(folder / part / name / "a.png")
+
+
+def test_pictures_are_measured_at_the_size_of_the_model(tmp_path, monkeypatch):
+    pictures_of("ab", tmp_path / "data", (100, 80))
+    model = timm.create_model("rdpnet_025", num_classes=2)  # takes 224x224, and knows no names
+    model.pretrained_cfg.pop("label_names", None)
+    monkeypatch.setattr(accuracy, "load_model", lambda *args: model)
+    seen = []
+    monkeypatch.setattr(accuracy, "evaluate", lambda model, train, test, *rest: seen.extend([train, test]))
+    accuracy.measure_accuracy("trained.pth.tar", str(tmp_path / "data"), tmp_path / "out")
+    assert [tuple(images.pixels.shape) for images in seen] == [(2, 224, 224, 3)] * 2
+
+
+def test_images_of_other_classes_than_the_weights_are_refused(tmp_path):
+    pictures_of("ab", tmp_path / "data", (32, 32))
+    with pytest.raises(ValueError, match=r"2 classes \(a, b\)"):
+        accuracy.measure_accuracy("rdpnet_025_cifar", str(tmp_path / "data"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from ..deploy.formats import FORMATS, OPENVINO_BFLOAT16, Options, openvino_has_b
 from ..deploy.quantize import QUANTIZERS, quantize_onnx, quantize_openvino, weight_steps
 from ..extras import is_installed
 from ..files import atomic_path
-from ..train.data import Images, read_data
+from ..train.data import Images, read_data, require_classes
 
 __all__ = ["Row", "evaluate", "measure_accuracy"]
 
@@ -155,10 +155,15 @@ def measure_accuracy(
 ) -> List[Row]:
     """Evaluate a checkpoint (or a timm name with weights) and write ``accuracy.md`` and ``accuracy.json``.
 
-    ``data`` is what the trainer takes: 'digits', or a folder with CIFAR or with parquet files; of its test images the
-    first ``test_images`` are taken, or all.
+    ``data`` is what the trainer takes, pictures scaled to the model's size; of its test images the first
+    ``test_images`` are taken, or all.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`.train.data.read_data`, or the images are not of the weights' classes.
     """
-    train, test = read_data(data)
+    network = load_model(source, model)
+    train, test = read_data(data, network.pretrained_cfg["input_size"][1:])
+    require_classes(test, network.pretrained_cfg.get("label_names"), source)
     test = Images(test.pixels[:test_images], test.labels[:test_images], test.classes)
     output.mkdir(parents=True, exist_ok=True)
     head = (
@@ -174,4 +179,4 @@ def measure_accuracy(
         with atomic_path(output / "accuracy.json") as path:
             path.write_text(json.dumps({**facts, "rows": [row._asdict() for row in rows]}, indent=1) + "\n")
 
-    return evaluate(load_model(source, model), train, test, calibration_images, threads, report)
+    return evaluate(network, train, test, calibration_images, threads, report)
