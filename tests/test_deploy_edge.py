@@ -17,6 +17,7 @@ import torch
 from rdpnet_timm import RDPNet
 from rdpnet_timm.deploy import Calibration, export
 from rdpnet_timm.deploy.calibration import Preprocessing
+from rdpnet_timm.deploy.edge import quantize_executorch
 from rdpnet_timm.measure.difference import randomize_norms
 
 SIZE = (3, 15, 17)  # ncnn lays maps out by 16 bytes, and these are not a multiple of that
@@ -167,3 +168,13 @@ def test_int8_of_ncnn_is_refused(model, tmp_path):
     with pytest.raises(ValueError, match="INT8 is for the formats onnx, openvino, executorch, litert, got ncnn"):
         export(model, tmp_path / "out", ["ncnn"], input_size=SIZE, int8=True)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", installed("executorch"))
+def test_small_weights_for_plain_pixels_keep_their_steps(name, tmp_path):
+    torch.manual_seed(0)
+    conv, images = torch.nn.Conv2d(3, 8, 3).eval().requires_grad_(False), torch.rand(8, *SIZE) * 255
+    conv.weight /= 64
+    quantize_executorch(conv, images[:1], tmp_path / "conv.pte", images.numpy())
+    found = np.concatenate([run_executorch(tmp_path / "conv.pte", image[None]) for image in images.numpy()])
+    assert np.abs(found - conv(images).numpy()).max() < 0.01 * conv(images).abs().max()

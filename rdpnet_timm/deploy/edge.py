@@ -6,6 +6,7 @@ older packages than the rest. All three take one image at a time.
 
 import subprocess
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Callable, Mapping
 
@@ -26,6 +27,8 @@ __all__ = [
     "to_litert",
     "to_ncnn",
 ]
+
+SMALLEST_SCALE = 2**-16  # of weights in ExecuTorch; a bias in its units and those of an activation must fit 32 bits
 
 Runner = Callable[[np.ndarray], np.ndarray]
 Options = Mapping[str, Any]
@@ -54,8 +57,12 @@ def quantize_executorch(model: nn.Module, example: Tensor, path: Path, images: n
     purpose = "INT8 in ExecuTorch"
     quantizers = require("executorch.backends.xnnpack.quantizer.xnnpack_quantizer", purpose)
     pt2e = require("torchao.quantization.pt2e.quantize_pt2e", purpose, "executorch")
+    observers = require("torchao.quantization.pt2e", purpose, "executorch")
     with quiet(), torch.no_grad():
         config = quantizers.get_symmetric_quantization_config(is_per_channel=True)
+        # its own smallest scale, 2**-12, leaves small rows few steps, those of a kernel for pixels of 0 to 255 first
+        observer = observers.PerChannelMinMaxObserver.with_args(eps=SMALLEST_SCALE)
+        config = replace(config, weight=replace(config.weight, observer_or_fake_quant_ctr=observer))
         quantizer = quantizers.XNNPACKQuantizer().set_global(config)
         prepared = pt2e.prepare_pt2e(torch.export.export(model, (example,)).module(), quantizer)
         for image in torch.from_numpy(images).split(1):
