@@ -462,7 +462,7 @@ def _add_export(subcommands: Subcommands) -> None:
     )
     parser.add_argument("--dynamic-batch", action="store_true", help="take any number of images")
     parser.add_argument(
-        "--normalize", nargs="?", type=float, const=1.0, metavar="WHITE",
+        "--normalize", nargs="?", type=float, const=1.0, choices=(1, 255), metavar="WHITE",
         help="the artefact normalises: it takes plain pixels of 0 to 1, or of 0 to WHITE (255)",
     )  # fmt: skip
     parser.add_argument(
@@ -505,7 +505,7 @@ def _export(args: argparse.Namespace) -> None:
         require_format(name, args.int8 and name in QUANTIZERS)
     class_names = Path(args.classes).read_text().splitlines() if args.classes else None
     if args.model.endswith(".py"):
-        _export_openmmlab(args)
+        _export_openmmlab(args, class_names)
         return
     for option, given in {
         "--checkpoint": args.checkpoint, "--size": args.size, "--score-threshold": args.score_threshold,
@@ -542,9 +542,7 @@ def _export(args: argparse.Namespace) -> None:
     print(table(artifacts))
 
 
-def _export_openmmlab(args: argparse.Namespace) -> None:
-    from pathlib import Path
-
+def _export_openmmlab(args: argparse.Namespace, class_names: Optional[List[str]]) -> None:
     from .deploy.calibration import load_pictures
     from .openmmlab.export import export_openmmlab, table
 
@@ -566,7 +564,7 @@ def _export_openmmlab(args: argparse.Namespace) -> None:
         tuple(args.size) if args.size else None,
         args.score_threshold,
         args.logits,
-        Path(args.classes).read_text().splitlines() if args.classes else None,
+        class_names,
         load_pictures(args.calibration, args.calibration_images) if args.calibration else None,
         args.int8,
         equalization=args.equalize,
@@ -662,7 +660,13 @@ def _add_bench_int8_speed(subcommands: Subcommands) -> None:
         description="What each runtime makes of each width, in float and INT8, beside what the machine can do at best.",
     )
     parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder for speed.md and speed.json")
-    parser.add_argument("--widths", nargs="+", metavar="WIDTH", help="025 to 150 [all]")
+    parser.add_argument(
+        "--widths",
+        nargs="+",
+        choices=("025", "050", "075", "100", "125", "150"),
+        metavar="WIDTH",
+        help="025 to 150 [all]",
+    )
     parser.add_argument("--threads", nargs="+", type=_count, metavar="N", help="each is measured [one, and one a core]")
     parser.add_argument("--rounds", type=_count, default=30, metavar="N", help="timed calls of each [%(default)s]")
     parser.add_argument("--skip", nargs="+", default=(), metavar="NAME", help="contestants to leave out")

@@ -224,6 +224,7 @@ def test_wrong_arguments_are_named_before_anything_is_written(model, tmp_path):
         (dict(pixel_range=100), ValueError, "0 to 255"),
         (dict(class_names=["a"]), ValueError, "5 classes, got 1"),
         (dict(name="../b"), ValueError, r"no folder in it, got '\.\./b'"),
+        (dict(name=".."), ValueError, r"no folder in it, got '\.\.'"),
         (dict(input_size=(3, 0, 0)), ValueError, r"numbers from 1, got \(3, 0, 0\)"),
         (dict(calibration=Calibration(torch.rand(2, 3, 8, 8))), ValueError, "calibration images are"),
     ]:
@@ -290,6 +291,13 @@ def test_the_command_prints_a_table_and_names_what_is_wrong(tmp_path, capsys):
     ]:
         assert main([*arguments, *more]) == 1
         assert message in capsys.readouterr().err
+    for wrong in (
+        ["export", "none", "-o", "o", "--normalize", "2"],
+        ["bench", "int8-speed", "-o", "o", "--widths", "33"],
+    ):
+        with pytest.raises(SystemExit):
+            main(wrong)
+        assert "invalid choice" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -184,7 +184,7 @@ def export(
     deployed = reparameterize(model).float().cpu().eval().requires_grad_(False)
     preprocessing = Preprocessing.of(model, input_size)
     name = name or _name(model)
-    if Path(name).name != name:
+    if Path(name).name != name or name == "..":
         raise ValueError(f"a name of files must have no folder in it, got '{name}': say the folder as output (-o)")
     weights = _weights_sha256(deployed)
     targets = {f"{name}{end}{kind.suffixes[0]}" for kind in chosen.values() for end in ("", "-int8")[: 1 + int8]}

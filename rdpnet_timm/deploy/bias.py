@@ -20,7 +20,8 @@ _STANDARDIZED = (StdConv2d, StdConv2dSame, ScaledStdConv2d, ScaledStdConv2dSame)
 def rounded(weight: Tensor, steps: float = 127, per_channel: bool = True) -> Tensor:
     """``weight`` in multiples of its largest value by ``steps``, the largest of an output channel or of all.
 
-    There are as many multiples either way as are whole; with steps of 63.5 the largest value itself is rounded to 63.
+    There are as many multiples either way as are whole; with steps of 63.5 the largest value itself becomes
+    63; NNCF, in float32, makes 64 of one now and then.
     """
     largest = weight.abs().flatten(1).amax(1) if per_channel else weight.abs().amax().expand(len(weight))
     scale = largest.clamp_min(torch.finfo(weight.dtype).tiny).reshape(-1, *[1] * (weight.ndim - 1)) / steps
