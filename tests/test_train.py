@@ -308,6 +308,20 @@ def test_images_of_another_size_in_training_and_test_are_refused(tmp_path):
         read_data(str(tmp_path))
 
 
+def test_parquet_files_of_the_hugging_face_hub_are_read(tmp_path):
+    import pyarrow.parquet as pq
+
+    for part in ("train", "test"):
+        write_parquet(tmp_path / f"{part}.parquet", random_images(count=20, classes=3))
+        table = pq.read_table(tmp_path / f"{part}.parquet")
+        told = {"info": {"features": {"label": {"names": ["cat", "dog", "cow"], "_type": "ClassLabel"}}}}
+        table = table.rename_columns(["img", "label"]).replace_schema_metadata({"huggingface": json.dumps(told)})
+        pq.write_table(table, tmp_path / f"{part}.parquet")
+    train, test = read_data(str(tmp_path))
+    assert train.classes == test.classes == ("cat", "dog", "cow")
+    assert torch.equal(train.pixels, random_images(count=20, classes=3).pixels)
+
+
 def test_a_class_count_that_differs_says_where_names_are_read_from(tmp_path):
     write_parquet(tmp_path / "train.parquet", random_images(count=20, classes=4))
     write_parquet(tmp_path / "test.parquet", random_images(count=20, classes=2))

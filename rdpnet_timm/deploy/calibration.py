@@ -255,13 +255,18 @@ def _from_parquet(path: Path, limit: Optional[int]) -> _Source:
 
 
 def class_names_of(table: Any) -> Optional[List[str]]:
-    """Class names from the schema's metadata, as a JSON list under any key that speaks of names or classes."""
+    """Class names from its metadata, under a key that speaks of names or classes, or as the Hub writes them."""
     import json
 
-    for key, value in (table.schema.metadata or {}).items():
-        if key.decode() in ("classes", "class_names", "names", "label_names"):
+    metadata = {key.decode(): value for key, value in (table.schema.metadata or {}).items()}
+    try:
+        return [str(name) for name in json.loads(metadata["huggingface"])["info"]["features"]["label"]["names"]]
+    except (KeyError, TypeError, ValueError):
+        pass
+    for key in ("classes", "class_names", "names", "label_names"):
+        if key in metadata:
             try:
-                return [str(name) for name in json.loads(value)]
+                return [str(name) for name in json.loads(metadata[key])]
             except (ValueError, TypeError):
-                return value.decode().split(",")
+                return metadata[key].decode().split(",")
     return None

@@ -119,7 +119,7 @@ def export_openmmlab(
             f"given have another, the first {wrong[0]}: leave out --size, or give such pictures"
         )
     name = name or Path(config).stem
-    if Path(name).name != name:
+    if Path(name).name != name or name == "..":
         raise ValueError(f"a name of files must have no folder in it, got '{name}': say the folder as output (-o)")
     ends = ("", "-int8")[: 1 + int8]
     targets = [Path(output) / f"{name}{end}{kind.suffixes[0]}" for kind in chosen.values() for end in ends]

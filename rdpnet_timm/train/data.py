@@ -65,9 +65,9 @@ def read_data(source: str, size: Sequence[int] = (32, 32)) -> Tuple[Images, Imag
 
     Args:
         source: a folder that holds torchvision's ``cifar-10-batches-py`` or ``cifar-100-python``, a folder with
-            ``train.parquet`` and ``test.parquet`` (columns ``image``, an encoded image, and ``label``), a folder of
-            pictures ``train/CLASS/*`` and ``test/CLASS/*`` or ``val/CLASS/*``, or ``digits``, the handwritten digits
-            that come with scikit-learn.
+            ``train.parquet`` and ``test.parquet`` (columns ``image`` or ``img``, an encoded image, and ``label``; the
+            Hugging Face Hub has such), a folder of pictures ``train/CLASS/*`` and ``test/CLASS/*`` or
+            ``val/CLASS/*``, or ``digits``, the handwritten digits that come with scikit-learn.
         size: height and width for a folder of pictures, see :func:`preparation`.
 
     Raises:
@@ -197,7 +197,8 @@ def _read_torchvision(name: str, folder: Path, is_train: bool) -> Images:
 def _read_parquet(path: Path) -> Images:
     parquet = require("pyarrow.parquet", "reading parquet files")
     try:
-        table = parquet.read_table(path, columns=["image", "label"])
+        column = "img" if "img" in parquet.read_schema(path).names else "image"  # CIFAR's on the Hugging Face Hub
+        table = parquet.read_table(path, columns=[column, "label"])
     except Exception as error:  # pyarrow raises its own kinds, and which one depends on what is broken
         raise ValueError(
             f"cannot read '{path}', expected a parquet file with columns image and label: {error}"
@@ -209,7 +210,7 @@ def _read_parquet(path: Path) -> Images:
         raise ValueError(f"the labels in '{path}' must be whole numbers in every row, got {labels.dtype}")
     classes = tuple(class_names_of(table) or map(str, range(int(labels.max()) + 1)))
     pixels = []
-    for row, encoded in enumerate(table["image"]):
+    for row, encoded in enumerate(table[column]):
         content = encoded.as_py()
         content = content.get("bytes") if isinstance(content, dict) else content
         if not isinstance(content, bytes):
