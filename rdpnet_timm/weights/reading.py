@@ -118,6 +118,8 @@ def _read_safetensors(path: Path) -> Any:
 def _read_pickle(path: Path) -> Any:
     mmengine = sys.modules.get("mmengine.logging.history_buffer")
     types = checkpoint_types(mmengine.HistoryBuffer if mmengine else _HistoryBuffer)
+    known = torch.serialization.get_safe_globals()  # the context would take these away at its end
+    types = [each for each in types if each not in known]
     try:
         with torch.serialization.safe_globals(types):
             return torch.load(path, map_location="cpu", weights_only=True)
