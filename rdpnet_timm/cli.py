@@ -439,7 +439,7 @@ def _add_export(subcommands: Subcommands) -> None:
         "model", metavar="MODEL", help="a timm name, a checkpoint, or the config (.py) of a detector or segmentor"
     )
     parser.add_argument("--model", dest="arch", metavar="NAME", help="timm name, where the checkpoint does not say it")
-    parser.add_argument("--checkpoint", metavar="FILE", help="the weights of a detector or segmentor")
+    parser.add_argument("--checkpoint", metavar="FILE", help="the weights of a detector or segmentor [random ones]")
     parser.add_argument("--random-weights", action="store_true", help="for a name without weights, to time it")
     parser.add_argument("-o", "--output", required=True, metavar="DIR")
     parser.add_argument(

@@ -872,12 +872,15 @@ def test_a_run_begins_with_weights_whose_classifier_may_have_other_classes(tmp_p
             for (name, ours), theirs in zip(begun.state_dict().items(), shipped.state_dict().values()):
                 assert (name.startswith("head.") and classes == 4) or torch.equal(ours, theirs), name
     save_model(reparameterize(shipped), tmp_path / "d.safetensors", MODEL, {"inference_mode": True})
-    for weights, told in (
-        ("rdpnet_050_cifar", "no name of weights of rdpnet_025_cifar"),
-        ("nowhere.pth", "is no file"),
-        (str(tmp_path / "d.safetensors"), "deploy form"),
+    save_model(timm.create_model(MODEL, shuffle_groups=0), tmp_path / "s.safetensors", MODEL, {"shuffle_groups": 0})
+    for weights, error, told in (
+        ("rdpnet_050_cifar", ValueError, "no name of weights of rdpnet_025_cifar"),
+        ("nowhere.pth", ValueError, "is no file"),
+        (str(tmp_path / "d.safetensors"), RuntimeError, "deploy form"),
+        # or the file that the run writes would name another network than was trained
+        (str(tmp_path / "s.safetensors"), RuntimeError, "shuffle_groups=0, and this model has 2"),
     ):
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(error, match=told):
             Run(MODEL, RECIPES["demo"], weights=weights).create_model(4)
 
 
@@ -892,7 +895,7 @@ def test_a_run_that_began_with_weights_says_so_and_is_another_run(tmp_path, caps
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ({"num_classes": 5}, "cannot be num_classes"),
+        ({"num_classes": 5, "shuffle_groups": 0}, "cannot say num_classes:"),
         ({"pretrained": True}, "--weights"),
         ({"in_chans": 1}, "three colours"),
         ({"width": "abc"}, "cannot be created"),

@@ -20,6 +20,7 @@ __all__ = [
     "Preprocessing",
     "class_names_of",
     "decode",
+    "image_column",
     "load_images",
     "load_pictures",
     "pictures_in",
@@ -161,13 +162,8 @@ def load_pictures(source: Union[str, Path], limit: Optional[int] = 300) -> List[
     Raises:
         FileNotFoundError, ValueError: as :func:`load_images`.
     """
-    require("PIL", "reading images")
-    from PIL import ImageOps
-
     names, images = _from(Path(source), limit)
-    return [
-        np.array(ImageOps.exif_transpose(decode(data, name, None)).convert("RGB")) for name, data in zip(names, images)
-    ]
+    return [np.array(decode(data, name)) for name, data in zip(names, images)]
 
 
 def _from(source: Path, limit: Optional[int]) -> "_Source":
@@ -180,8 +176,8 @@ def _from(source: Path, limit: Optional[int]) -> "_Source":
     raise FileNotFoundError(f"no calibration images at '{source}': expected a folder of images or a parquet file")
 
 
-def decode(data: bytes, name: str, mode: Optional[str] = "RGB") -> Any:
-    """A picture of Pillow's, turned as its camera says (EXIF), of 8 bits; in its own mode where ``mode`` is None.
+def decode(data: bytes, name: str, mode: str = "RGB") -> Any:
+    """A picture of Pillow's, turned as its camera says (EXIF), of 8 bits, in Pillow's ``mode``.
 
     Raises:
         ValueError: it cannot be decoded, or its numbers do not say what is white; the message says ``name``.
@@ -192,8 +188,7 @@ def decode(data: bytes, name: str, mode: Optional[str] = "RGB") -> Any:
     try:
         image = Image.open(io.BytesIO(data))
         image.load()
-        image = _eight_bits(ImageOps.exif_transpose(image), image.format)
-        return image if mode is None else image.convert(mode)
+        return _eight_bits(ImageOps.exif_transpose(image), image.format).convert(mode)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         # of what it does not know, Pillow names the buffer
         reason = "its bytes are those of no picture" if isinstance(error, UnidentifiedImageError) else error
@@ -246,12 +241,17 @@ def _from_parquet(path: Path, limit: Optional[int]) -> _Source:
         table = parquet.read_table(path)
     except (arrow.ArrowException, OSError) as error:
         raise ValueError(f"'{path}' is not a whole parquet file ({str(error).splitlines()[0]})") from None
-    column = next((name for name in ("image", "img") if name in table.column_names), None)
-    if column is None or not len(table):
+    column = image_column(table.column_names)
+    if column not in table.column_names or not len(table):
         raise ValueError(f"expected encoded images in a column 'image' or 'img' of '{path}', got {table.column_names}")
     table = table.take(_spread(len(table), limit))
     cells = (cell["bytes"] if isinstance(cell, dict) else cell for cell in table[column].to_pylist())
     return [f"{i} of '{path}'" for i in range(len(table))], cells
+
+
+def image_column(names: Sequence[str]) -> str:
+    """The column of a parquet file with its images: ``image``, or ``img``, as CIFAR's on the Hugging Face Hub."""
+    return "img" if "img" in names and "image" not in names else "image"
 
 
 def class_names_of(table: Any) -> Optional[List[str]]:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..deploy.calibration import SUFFIXES, Preprocessing, class_names_of, decode, pictures_in
+from ..deploy.calibration import SUFFIXES, Preprocessing, class_names_of, decode, image_column, pictures_in
 from ..extras import require
 from ..measure.machine import memory
 from ..progress import counted
@@ -197,7 +197,7 @@ def _read_torchvision(name: str, folder: Path, is_train: bool) -> Images:
 def _read_parquet(path: Path) -> Images:
     parquet = require("pyarrow.parquet", "reading parquet files")
     try:
-        column = "img" if "img" in parquet.read_schema(path).names else "image"  # CIFAR's on the Hugging Face Hub
+        column = image_column(parquet.read_schema(path).names)
         table = parquet.read_table(path, columns=[column, "label"])
     except Exception as error:  # pyarrow raises its own kinds, and which one depends on what is broken
         raise ValueError(

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ..allocator import keep_freed_memory
 from ..blocks import RDPModule
-from ..checkpoint import load_model
+from ..checkpoint import load_checkpoint, load_model
 from ..convert import reparameterize
 from ..files import atomic_path, sha256
 from ..fused.conditions import IN_GRAPH
@@ -69,10 +69,14 @@ class Run:
     weights: str = ""
 
     def __post_init__(self) -> None:
-        arguments = dict(self.model_args)
-        if arguments.get("in_chans", 3) != 3 or {"num_classes", "pretrained"} & arguments.keys():
+        refused = [
+            name
+            for name, value in self.model_args
+            if name in ("num_classes", "pretrained") or (name == "in_chans" and value != 3)
+        ]
+        if refused:
             raise ValueError(
-                f"--model-args cannot be {', '.join(arguments)}: the data say how many classes there are, pictures are "
+                f"--model-args cannot say {', '.join(refused)}: the data say how many classes there are, pictures are "
                 "read in three colours, and what to begin with is said by --weights"
             )
 
@@ -80,7 +84,8 @@ class Run:
         """The model in channels_last, as ``weights`` has it, or initialised by the seed alone.
 
         Raises:
-            ValueError: its arguments are wrong, or ``weights`` are of another model or in the deploy form.
+            RuntimeError: ``weights`` are in the deploy form, or of a network with other arguments.
+            ValueError: the arguments are wrong, or ``weights`` are of another model.
         """
         torch.manual_seed(self.seed)
         arguments = dict(self.model_args)
@@ -94,15 +99,18 @@ class Run:
         return model.to(device=self.device, memory_format=torch.channels_last)
 
     def _begun_with(self, arguments: Dict[str, Any], classes: int) -> nn.Module:
-        is_file = Path(self.weights).is_file()
-        if not is_file and self.weights.partition(".")[0] != self.model.partition(".")[0]:
+        if Path(self.weights).is_file():
+            # created by the arguments of this run, as the weights that it writes will say, and compared with the file's
+            theirs = load_model(self.weights, self.model)
+            model = timm.create_model(self.model, num_classes=theirs.num_classes, **arguments)
+            load_checkpoint(model, self.weights)
+        elif self.weights.partition(".")[0] == self.model.partition(".")[0]:
+            model = load_model(self.weights, **arguments)
+        else:
             raise ValueError(
                 f"'{self.weights}' is no file, and no name of weights of {self.model} (--weights, --model): give a "
                 "checkpoint of this model, or its name, with a tag or without"
             )
-        model = load_model(self.weights, self.model if is_file else None, **arguments)
-        if any("reparam_conv." in name for name in model.state_dict()):
-            raise ValueError(f"'{self.weights}' is in the deploy form, which has no branches to train")
         if model.num_classes != classes:
             model.reset_classifier(classes)
         return model
