@@ -6,7 +6,7 @@ import sys
 import threading
 import traceback
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Iterator, List, Optional, Tuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Iterator, List, Optional, TypeAlias
 
 from . import __version__
 
@@ -250,7 +250,7 @@ def _train(args: argparse.Namespace) -> None:
     if args.threads is not None:
         require_threads(args.threads)
         torch.set_num_threads(args.threads)
-    data, output = read_data(args.data, _image_size(run)), Path(args.output)
+    data, output = read_data(args.data, run.image_size), Path(args.output)
     for hint in better_elsewhere(data[0]):
         print(f"rdpnet train: {hint}", file=sys.stderr)
     with progress_bar(f"{args.model}, seed {args.seed}") as report:
@@ -259,15 +259,6 @@ def _train(args: argparse.Namespace) -> None:
     card = finish(result, run, data[1], output, data_name)
     print(f"train form {card['accuracy_train_form']:.2f} %, deploy form {card['accuracy_deploy_form']:.2f} % of")
     print(f"{card['test_images']} test images, in {card['seconds']} s; {output}/weights.safetensors")
-
-
-def _image_size(run: "Run") -> Tuple[int, int]:
-    """Height and width of the images that a run's model takes."""
-    import timm
-
-    config = timm.get_pretrained_cfg(run.model)
-    size = dict(run.model_args).get("img_size")
-    return (size, size) if isinstance(size, int) else tuple(config.input_size[1:]) if config else (32, 32)
 
 
 def _run_of(args: argparse.Namespace) -> "Run":
@@ -353,7 +344,7 @@ def _table(args: argparse.Namespace) -> None:
         if trained.data is None:
             raise ValueError("name the data: rdpnet table NUMBER DATA -o DIR; with --print nothing is run")
         run = replace(_run_of(trained), model=first.model)
-        data = read_data(trained.data, _image_size(run))
+        data = read_data(trained.data, run.image_size)
         column = accuracy_column(args.number, args.column, len(data[1].classes))
         name = trained.data_name or Path(trained.data).resolve().name
         try:

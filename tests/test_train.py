@@ -613,6 +613,25 @@ def test_the_time_before_a_stop_within_an_epoch_is_counted(tmp_path, monkeypatch
     assert record["seconds"] == 10 and record["images_per_second"] == pytest.approx(48 / 10)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "size"),
+    [({}, 224), ({"img_size": 64}, 64), ({"img_size": [64, 64]}, 64)],
+    ids=["the model's own", "a number", "a pair"],
+)
+def test_images_that_a_model_of_one_size_cannot_take_are_refused(tmp_path, arguments, size):
+    run = Run("vit_tiny_patch16_224", RECIPES["demo"], model_args=tuple(arguments.items()))
+    assert run.image_size == (size, size)
+    with pytest.raises(ValueError, match=rf"images of {size}x{size} alone, and these have 12x12.*img_size=12"):
+        train(run, (random_images(), random_images()), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_size_of_the_images_is_read_where_the_run_says_it():
+    assert Run(MODEL, RECIPES["demo"]).image_size == (32, 32)
+    overlay = ("pretrained_cfg_overlay", {"input_size": (3, 40, 48)})
+    assert Run(MODEL, RECIPES["demo"], model_args=(overlay,)).image_size == (40, 48)
+
+
 def test_crops_beyond_the_image_are_refused(tmp_path):
     images = random_images(size=12)
     with pytest.raises(ValueError, match="crop_padding must be below the side of the images, 12"):

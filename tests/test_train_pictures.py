@@ -132,6 +132,8 @@ def test_predict_and_evaluate_see_what_was_trained_on(folder, tmp_path, name, si
     assert card["model_args"] == {}, "what the run was told"
     overlay = read_checkpoint(path).model_args.get("pretrained_cfg_overlay", {})
     assert (overlay == {}) == (name == "rdpnet_025_cifar"), "only what differs is written"
+    unfinished, finished = read_checkpoint(tmp_path / "run" / "checkpoint.pt"), read_checkpoint(path)
+    assert unfinished[1:] == finished[1:], "a run that goes on says the same of itself"
     model = load_model(path)
     assert torch.equal(read_test(str(folder), Preprocessing.of(model)).pixels, data[1].pixels)
     assert evaluate(model, data[1]).accuracy == card["accuracy_train_form"]

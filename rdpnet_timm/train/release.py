@@ -7,16 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Dict, Optional, Tuple
 
-import timm
 import torch
-from timm.data import resolve_data_config
 from torch import Tensor, nn
 
 from ..checkpoint import save_model
 from ..convert import reparameterize
 from ..files import atomic_path, sha256
 from ..measure.machine import describe
-from .data import Images, preparation
+from .data import Images
 from .plots import plot_history
 from .trainer import Evaluation, Result, Run, evaluate
 
@@ -59,10 +57,7 @@ def release(result: Result, run: Run, test: Images, path: Path, data: str) -> Di
         rounded_found = _evaluate_forms(rounded, test)
         if all(half.correct >= full.correct for half, full in zip(rounded_found, found)):
             model, found, precision = rounded, rounded_found, "float16"
-    arguments = dict(run.model_args, num_classes=len(test.classes))
-    overlay = {**arguments.get("pretrained_cfg_overlay", {}), **_trained_on(model, run.model, test)}
-    if overlay:
-        arguments["pretrained_cfg_overlay"] = overlay
+    arguments = run.creation_args(model, test)
     save_model(deepcopy(model).to(getattr(torch, precision)), path, run.model, arguments, test.classes)
     about = describe()
     card: Dict[str, Any] = dict(
@@ -93,16 +88,6 @@ def release(result: Result, run: Run, test: Images, path: Path, data: str) -> Di
     with atomic_path(path.with_suffix(".json")) as file:
         file.write_text(json.dumps(card, indent=1) + "\n")
     return card
-
-
-def _trained_on(model: nn.Module, name: str, images: Images) -> Dict[str, Any]:
-    """How pictures were prepared for the model, where that is not what timm says of its name."""
-    own = timm.get_pretrained_cfg(name)
-    said = resolve_data_config(pretrained_cfg=own.to_dict() if own else {})
-    prepared = preparation(images.pixels.shape[1:3])
-    trained = {part: getattr(prepared, part) for part in ("input_size", "interpolation", "crop_pct", "crop_mode")}
-    trained.update({part: tuple(model.pretrained_cfg[part]) for part in ("mean", "std")})
-    return {part: value for part, value in trained.items() if said[part] != value}
 
 
 def _rounded(model: nn.Module) -> Optional[nn.Module]:

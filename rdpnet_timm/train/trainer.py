@@ -18,6 +18,8 @@ from typing import Any, Callable, Dict, Generator, Iterator, List, Optional, Seq
 import timm
 import torch
 import torch.nn.functional as F
+from timm.data import resolve_data_config
+from timm.layers import to_2tuple
 from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
@@ -29,7 +31,7 @@ from ..convert import reparameterize
 from ..files import atomic_path, sha256
 from ..fused.conditions import IN_GRAPH
 from ..measure.difference import evaluating
-from .data import Images, augmented_batch, mixed_batch, normalized
+from .data import Images, augmented_batch, mixed_batch, normalized, preparation
 from .recipe import Recipe
 from .recorded import Recorded, update
 
@@ -114,6 +116,29 @@ class Run:
         if model.num_classes != classes:
             model.reset_classifier(classes)
         return model
+
+    @property
+    def image_size(self) -> Tuple[int, int]:
+        """Height and width of the images that the model takes."""
+        arguments, config = dict(self.model_args), timm.get_pretrained_cfg(self.model)
+        own = config.input_size[1:] if config else (32, 32)
+        told = arguments.get("pretrained_cfg_overlay", {}).get("input_size", (3, *own))[1:]
+        height, width = to_2tuple(arguments.get("img_size") or told)
+        return height, width
+
+    def creation_args(self, model: nn.Module, images: Images) -> Dict[str, Any]:
+        """What timm needs beside the name to create the ``model`` again and to prepare pictures as ``images`` were."""
+        arguments = dict(self.model_args, num_classes=len(images.classes))
+        own = timm.get_pretrained_cfg(self.model)
+        said = resolve_data_config(pretrained_cfg=own.to_dict() if own else {})
+        prepared = preparation(images.pixels.shape[1:3])
+        trained = {part: getattr(prepared, part) for part in ("input_size", "interpolation", "crop_pct", "crop_mode")}
+        trained.update({part: tuple(model.pretrained_cfg[part]) for part in ("mean", "std")})
+        overlay = {
+            **arguments.get("pretrained_cfg_overlay", {}),
+            **{part: value for part, value in trained.items() if said[part] != value},
+        }
+        return {**arguments, "pretrained_cfg_overlay": overlay} if overlay else arguments
 
     @property
     def origin(self) -> str:
@@ -317,6 +342,12 @@ def _training(job: Job, stopped: List[int]) -> Generator[None, None, Result]:
     steps = max(1, round(recipe.epochs * epoch_steps))
 
     model = run.create_model(classes)
+    size = tuple(training.pixels.shape[1:3])
+    if model.pretrained_cfg.get("fixed_input_size") and size != run.image_size:
+        raise ValueError(
+            f"{run.model} takes images of {run.image_size[0]}x{run.image_size[1]} alone, and these have "
+            f"{size[0]}x{size[1]}: create it for them (--model-args img_size={size[0]})"
+        )
     ema = ModelEmaV3(model, decay=recipe.ema, use_warmup=True) if recipe.ema else None
     groups = model.parameters() if recipe.decay_all else param_groups_weight_decay(model, recipe.weight_decay)
     optimizer = torch.optim.SGD(
@@ -326,7 +357,7 @@ def _training(job: Job, stopped: List[int]) -> Generator[None, None, Result]:
         nesterov=recipe.nesterov,
         weight_decay=recipe.weight_decay,
     )
-    state = _Checkpoint(output / "checkpoint.pt", run, len(training), digests, epoch_steps, model, ema, optimizer)
+    state = _Checkpoint(output / "checkpoint.pt", run, data, digests, epoch_steps, model, ema, optimizer)
     step, history, begun = state.load()
     forward = compile_model(model, run.compile) if run.compile else model
     generator = torch.Generator(run.device)
@@ -481,7 +512,7 @@ class _Checkpoint:
         self,
         path: Path,
         run: Run,
-        images: int,
+        data: Tuple[Images, Images],
         digests: Sequence[str],
         epoch_steps: int,
         model: nn.Module,
@@ -495,12 +526,16 @@ class _Checkpoint:
             model=run.model,
             model_args=dict(run.model_args),
             seed=run.seed,
-            images=images,
+            images=len(data[0]),
             training_data=digests[0],
             test_data=digests[1],
             amp=run.amp,
             recipe=asdict(run.recipe),
             weights=run.origin,
+        )
+        # for those who load the weights of a run that goes on
+        self.creation: Dict[str, Any] = dict(
+            arch=run.model, model_args=run.creation_args(model, data[0]), classes=list(data[0].classes)
         )
         self.parts: Dict[str, Any] = dict(model=model, optimizer=optimizer)
         if ema is not None:
@@ -520,7 +555,7 @@ class _Checkpoint:
 
     def save(self, step: int, history: List[Dict[str, float]], begun: _Begun) -> None:
         self.require_finite(step, begun.loss)
-        content = dict(step=step, history=history, description=self.description, begun=asdict(begun))
+        content = dict(self.creation, step=step, history=history, description=self.description, begun=asdict(begun))
         content.update({name: part.state_dict() for name, part in self.parts.items()})
         with atomic_path(self.path) as file:
             torch.save(content, file)
