@@ -126,7 +126,7 @@ def test_a_name_gives_its_pretrained_weights_and_random_ones_only_when_asked(tmp
     shipped = timm.create_model(NAME, pretrained=True)
     for name in (NAME, f"{NAME}.c10"):
         assert torch.equal(outputs(load_model(name)), outputs(shipped)), name
-    for name in ("rdpnet_100", "rdpnet_050_cifar"):
+    for name in ("rdpnet_100", "rdpnet_075_cifar"):
         with pytest.raises(ValueError, match=rf"no pretrained weights for '{name}'.*--random-weights"):
             load_model(name)
         assert load_model(name, random_weights=True, num_classes=7).num_classes == 7

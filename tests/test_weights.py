@@ -13,7 +13,7 @@ import rdpnet_timm
 from rdpnet_timm import weights
 
 NAMES = weights.names()
-CIFAR, DIGITS = "rdpnet_025_cifar.c10", "rdpnet_025_cifar.digits"
+DIGITS = "rdpnet_025_cifar.digits"
 
 
 @pytest.fixture(autouse=True)
@@ -52,14 +52,18 @@ def test_the_model_has_the_cards_classes_and_the_files_weights(name):
         assert torch.equal(model.state_dict()[key], tensor.to(model.state_dict()[key].dtype)), key
 
 
-def test_the_bare_name_stands_for_the_weights_of_cifar():
-    model = timm.create_model("rdpnet_025_cifar", pretrained=True)
+@pytest.mark.parametrize("name", ["rdpnet_025_cifar", "rdpnet_050_cifar"])
+def test_the_bare_name_stands_for_the_weights_of_cifar(name):
+    model = timm.create_model(name, pretrained=True)
     assert model.pretrained_cfg["tag"] == "c10"
     assert model.pretrained_cfg["mean"] == pytest.approx((0.4914, 0.4822, 0.4465))
-    for key, tensor in load_file(weights.FOLDER / f"{CIFAR}.safetensors").items():
+    for key, tensor in load_file(weights.FOLDER / f"{name}.c10.safetensors").items():
         assert torch.equal(model.state_dict()[key], tensor.to(model.state_dict()[key].dtype)), key
-    with pytest.raises(RuntimeError, match="no pretrained weights for rdpnet_050_cifar"):
-        timm.create_model("rdpnet_050_cifar", pretrained=True)
+
+
+def test_a_model_without_weights_says_so():
+    with pytest.raises(RuntimeError, match="no pretrained weights for rdpnet_075_cifar"):
+        timm.create_model("rdpnet_075_cifar", pretrained=True)
 
 
 def test_the_shipped_weights_reach_the_accuracy_on_their_card_in_both_forms():
