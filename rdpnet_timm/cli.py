@@ -318,6 +318,7 @@ def _add_table(subcommands: Subcommands) -> None:
     parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder for the folders of the runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N")
     parser.add_argument("--jobs", type=_count, default=1, metavar="N", help="runs at the same time")
+    parser.add_argument("--rows", type=_count, metavar="N", help="run the table's first N rows only [all]")
     parser.add_argument("--model", metavar="NAME", help="of Table 8's rows [rdpnet_100_cifar, as the paper]")
     parser.add_argument("--column", metavar="TEXT", help="of the paper, 'CIFAR-10 %%' or 'CIFAR-100 %%' [the data's]")
     parser.add_argument("--print", action="store_true", help="print what there is, run nothing")
@@ -348,7 +349,7 @@ def _table(args: argparse.Namespace) -> None:
         column = accuracy_column(args.number, args.column, len(data[1].classes))
         name = trained.data_name or Path(trained.data).resolve().name
         try:
-            run_table(args.number, output, args.seeds, options, run, data, args.jobs, args.model, name)
+            run_table(args.number, output, args.seeds, options, run, data, args.jobs, args.model, name, args.rows)
         except RuntimeError:
             print(format_table(args.number, output, column, args.model))
             raise

@@ -876,6 +876,9 @@ def test_a_table_takes_its_data_behind_options_and_refuses_unknown_ones(tmp_path
     )
     assert main(["table", "8", "--recipe", "demo", "digits", "-o", str(tmp_path)]) == 1
     assert len(commands) == 4 and "| CIFAR-100 % | paper |" in capsys.readouterr().out
+    commands.clear()
+    assert main(["table", "3", "digits", "--rows", "2", "-o", str(tmp_path / "two"), "--recipe", "demo"]) == 1
+    assert [command[command.index("--model") + 1] for command in commands] == ["rdpnet_025_cifar", "rdpnet_050_cifar"]
     with pytest.raises(SystemExit):
         main(["table", "3", "--print", "-o", str(tmp_path), "--bogus", "3"])
     assert "unrecognized arguments: --bogus" in capsys.readouterr().err

@@ -82,6 +82,7 @@ def run_table(
     jobs: int = 1,
     model: Optional[str] = None,
     data_name: str = "",
+    first: Optional[int] = None,
 ) -> None:
     """Make the runs of a table, each in a folder of its own; those that are finished are left out.
 
@@ -97,6 +98,7 @@ def run_table(
         jobs: how many runs at the same time; several small ones can share one GPU.
         model: of all rows, see :func:`networks`.
         data_name: the name of the data set, for the cards.
+        first: how many rows, from the top; all by default.
 
     Raises:
         ValueError: a folder holds a finished run of other settings or data; nothing was run then.
@@ -105,7 +107,7 @@ def run_table(
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
     common = _settings(dict(recipe=asdict(run.recipe), amp=run.amp, **_digests(data)))
-    rows = networks(number, model)
+    rows = dict(list(networks(number, model).items())[:first])
     unfinished = []
     for seed in seeds:
         for row, network in rows.items():
