@@ -9,7 +9,7 @@ Source: Xu, Zhao, Xu, "RDPNet", Journal of Cloud Computing 11:54, 2022, section 
 
 from collections import OrderedDict
 from functools import partial
-from typing import Any, Callable, Dict, FrozenSet, List, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -125,8 +125,8 @@ class _MultiBranchBlock(Reparameterizable):
 
     fused: bool = True
     # the branches that the fused step of this kind of block is made for: all of the first, any of the second
-    _fused_branches: FrozenSet[str] = frozenset({"conv3x3", "conv1x1"})
-    _optional_branches: FrozenSet[str] = frozenset()
+    _fused_branches: Tuple[str, ...] = ("conv3x3", "conv1x1")
+    _optional_branches: Tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -246,8 +246,9 @@ class _MultiBranchBlock(Reparameterizable):
 
         Only then do the ways that compute them together, and so do not call them, compute the same.
         """
-        names = self.branches.keys()
-        if not self._fused_branches <= names or names - self._fused_branches - self._optional_branches:
+        names = list(self.branches.keys())  # no sets: torch 2.5 cannot compile their operators
+        missing = [name for name in self._fused_branches if name not in names]
+        if missing or [name for name in names if name not in self._fused_branches + self._optional_branches]:
             return False
         if type(self.act) is not nn.ReLU:
             return False
@@ -411,7 +412,7 @@ class DepthBlock(_MultiBranchBlock):
     In the deploy form the 3x3 convolution may carry the stride of the Point-Block behind it, see :class:`RDPModule`.
     """
 
-    _fused_branches: FrozenSet[str] = frozenset({"conv3x3", "conv1x1", "identity"})
+    _fused_branches: Tuple[str, ...] = ("conv3x3", "conv1x1", "identity")
 
     def __init__(
         self,
@@ -455,8 +456,8 @@ class PointBlock(_MultiBranchBlock):
     The identity branch is the paper's ablation (Table 8), not part of RDPNet.
     """
 
-    _fused_branches: FrozenSet[str] = frozenset({"conv1x1_a"})
-    _optional_branches: FrozenSet[str] = frozenset({"conv1x1_b", "identity"})
+    _fused_branches: Tuple[str, ...] = ("conv1x1_a",)
+    _optional_branches: Tuple[str, ...] = ("conv1x1_b", "identity")
 
     def __init__(
         self,

@@ -149,7 +149,8 @@ class _HistoryBuffer:
     def current(self) -> None: ...
 
 
-_HistoryBuffer.__module__, _HistoryBuffer.__qualname__ = "mmengine.logging.history_buffer", "HistoryBuffer"
+_HistoryBuffer.__module__ = "mmengine.logging.history_buffer"
+_HistoryBuffer.__name__ = _HistoryBuffer.__qualname__ = "HistoryBuffer"  # torch 2.5 goes by the first
 
 
 def checkpoint_types(history_buffer: type) -> List[Any]:
