@@ -4,8 +4,8 @@
 # CIFAR10 and CIFAR100 are folders as `rdpnet train` takes them. Results go to OUTPUT (runs/gpu) as they come, one
 # Markdown file a table; a step that fails is named in OUTPUT/failed.txt and the others go on. The same command resumes:
 # finished runs are left out, unfinished ones go on from their last checkpoint. EPOCHS, SEEDS and DEVICE change what their
-# names say (EPOCHS=0.01 DEVICE=cpu tries it all on a CPU), and so does JOBS: that many runs go on in one process, which
-# end together, so that more of them are faster and fewer sooner there.
+# names say (EPOCHS=0.01 DEVICE=cpu tries it all on a CPU). JOBS runs go on at the same time: with more of them all are
+# done earlier, with fewer the first.
 set -uo pipefail
 : "${CIFAR10:?name the folder with CIFAR-10: make gpu CIFAR10=... CIFAR100=...}"
 : "${CIFAR100:?name the folder with CIFAR-100: make gpu CIFAR10=... CIFAR100=...}"
