@@ -29,7 +29,7 @@ def model_card(name: str) -> Dict[str, Any]:
     facts = card(name)
     usage = (
         "```python\n"
-        "import timm  # after: pip install rdpnet-timm\n\n"
+        "import timm  # with rdpnet-timm installed\n\n"
         f'model = timm.create_model("{name}", pretrained=True).eval()\n'
         "deployed = timm.utils.reparameterize_model(model)  # the same outputs, one path of convolutions\n"
         "```"
