@@ -718,7 +718,7 @@ def _add_bench_int8_accuracy(subcommands: Subcommands) -> None:
     parser.add_argument("--data", required=True, metavar="DATA", help="as 'rdpnet train' takes it")
     parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder for accuracy.md and accuracy.json")
     parser.add_argument("--calibration-images", type=_count, default=300, metavar="N", help="[%(default)s]")
-    parser.add_argument("--test-images", type=_count, metavar="N", help="the first N [all]")
+    parser.add_argument("--test-images", type=_count, metavar="N", help="N of them, spread evenly [all]")
     parser.add_argument("--threads", type=_count, default=1, metavar="N", help="[%(default)s]")
     parser.set_defaults(run=_bench_int8_accuracy)
 

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -13,8 +14,9 @@ pytest.importorskip("nncf")
 
 from rdpnet_timm.bench import int8_accuracy as accuracy
 from rdpnet_timm.bench import int8_speed as speed
+from rdpnet_timm.deploy.calibration import Preprocessing
 from rdpnet_timm.measure.timing import Measurement
-from rdpnet_timm.train.data import Images, read_data
+from rdpnet_timm.train.data import Images, read_data, read_test
 
 GEMM_MACS = 768**3
 
@@ -60,22 +62,28 @@ def test_a_width_is_measured_and_written(tmp_path):
     assert "best INT8 against best float32" in text
 
 
-def pictures_of(classes, folder, size):
+def pictures_of(classes, folder, size, count=1):
+    generator = np.random.default_rng(0)
     for part in ("train", "test"):
         for name in classes:
             (folder / part / name).mkdir(parents=True)
-            Image.new("RGB", size).save(folder / part / name / "a.png")
+            for index in range(count):
+                picture = generator.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+                Image.fromarray(picture).save(folder / part / name / f"{index}.png")
 
 
-def test_pictures_are_measured_at_the_size_of_the_model(tmp_path, monkeypatch):
-    pictures_of("ab", tmp_path / "data", (100, 80))
+def test_pictures_are_prepared_as_an_evaluation_does_and_few_are_of_all_classes(tmp_path, monkeypatch):
+    pictures_of("ab", tmp_path / "data", (100, 80), count=3)
     model = timm.create_model("rdpnet_025", num_classes=2)  # takes 224x224, and knows no names
     model.pretrained_cfg.pop("label_names", None)
     monkeypatch.setattr(accuracy, "load_model", lambda *args: model)
     seen = []
     monkeypatch.setattr(accuracy, "evaluate", lambda model, train, test, *rest: seen.extend([train, test]))
-    accuracy.measure_accuracy("trained.pth.tar", str(tmp_path / "data"), tmp_path / "out")
-    assert [tuple(images.pixels.shape) for images in seen] == [(2, 224, 224, 3)] * 2
+    accuracy.measure_accuracy("trained.pth.tar", str(tmp_path / "data"), tmp_path / "out", test_images=2)
+    train, test = seen
+    evaluated = read_test(str(tmp_path / "data"), Preprocessing.of(model))
+    assert len(train) == 6 and train.pixels.shape == evaluated.pixels.shape == (6, 224, 224, 3)
+    assert test.labels.tolist() == [0, 1] and torch.equal(test.pixels, evaluated.pixels[[0, 5]])
 
 
 def test_images_of_other_classes_than_the_weights_are_refused(tmp_path):

@@ -38,10 +38,14 @@ class Row(NamedTuple):
     agreement: float
 
 
-def _normalized(images: Images, preprocessing: Preprocessing, count: Optional[int] = None) -> np.ndarray:
+def _spread(images: Images, count: Optional[int]) -> Images:
+    """At most ``count`` of them, spread evenly: a folder's are sorted by class."""
     indices = torch.linspace(0, len(images) - 1, min(count or len(images), len(images))).round().long()
-    pixels = images.pixels[indices].permute(0, 3, 1, 2).float() / 255
-    return preprocessing.normalize(pixels).contiguous().numpy()
+    return Images(images.pixels[indices], images.labels[indices], images.classes)
+
+
+def _normalized(images: Images, preprocessing: Preprocessing) -> np.ndarray:
+    return preprocessing.normalize(images.pixels.permute(0, 3, 1, 2).float() / 255).contiguous().numpy()
 
 
 def _predict(
@@ -74,7 +78,8 @@ def evaluate(
     """
     deployed = reparameterize(model).eval().requires_grad_(False)
     preprocessing = Preprocessing.of(model)
-    calibration, images = _normalized(train, preprocessing, calibration_images), _normalized(test, preprocessing)
+    calibration = _normalized(_spread(train, calibration_images), preprocessing)
+    images = _normalized(test, preprocessing)
     labels = test.labels.numpy()
     with torch.no_grad():
         reference = torch.cat([deployed(batch).argmax(1) for batch in torch.from_numpy(images).split(100)]).numpy()
@@ -155,16 +160,16 @@ def measure_accuracy(
 ) -> List[Row]:
     """Evaluate a checkpoint (or a timm name with weights) and write ``accuracy.md`` and ``accuracy.json``.
 
-    ``data`` is what the trainer takes, pictures scaled to the model's size; of its test images the first
-    ``test_images`` are taken, or all.
+    ``data`` is what the trainer takes; pictures are prepared as the model says, as by ``rdpnet evaluate``. Of the test
+    images ``test_images`` are taken, spread evenly, or all.
 
     Raises:
         FileNotFoundError, ValueError: as :func:`.train.data.read_data`, or the images are not of the weights' classes.
     """
     network = load_model(source, model)
-    train, test = read_data(data, network.pretrained_cfg["input_size"][1:])
+    train, test = read_data(data, preprocessing=Preprocessing.of(network))
     require_classes(test, network.pretrained_cfg.get("label_names"), source)
-    test = Images(test.pixels[:test_images], test.labels[:test_images], test.classes)
+    test = _spread(test, test_images)
     output.mkdir(parents=True, exist_ok=True)
     head = (
         "| runtime | precision | equalised | bias correction | accuracy, % | agrees with float, % |\n"

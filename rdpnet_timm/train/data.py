@@ -60,7 +60,9 @@ def preparation(size: Sequence[int]) -> Preprocessing:
     return Preprocessing((3, size[0], size[1]), min(size), "bicubic", (0.0,) * 3, (1.0,) * 3, 1.0, "center")
 
 
-def read_data(source: str, size: Sequence[int] = (32, 32)) -> Tuple[Images, Images]:
+def read_data(
+    source: str, size: Sequence[int] = (32, 32), preprocessing: Optional[Preprocessing] = None
+) -> Tuple[Images, Images]:
     """Read training images and test images.
 
     Args:
@@ -69,13 +71,14 @@ def read_data(source: str, size: Sequence[int] = (32, 32)) -> Tuple[Images, Imag
             Hugging Face Hub has such), a folder of pictures ``train/CLASS/*`` and ``test/CLASS/*`` or
             ``val/CLASS/*``, or ``digits``, the handwritten digits that come with scikit-learn.
         size: height and width for a folder of pictures, see :func:`preparation`.
+        preprocessing: of a folder of pictures, in place of that for training.
 
     Raises:
         FileNotFoundError: there is none of these.
         ValueError: an image that cannot be decoded or is of another size, a label outside the classes, train and test
             images of different classes or sizes, no images at all, or training images of one class.
     """
-    train, test = _read(source, ("train", "test"), preparation(size))
+    train, test = _read(source, ("train", "test"), preprocessing or preparation(size))
     if train.classes != test.classes:
         told = (
             f"train and test images in '{source}' have different classes: {len(train.classes)} and "
