@@ -85,7 +85,11 @@ def _umask() -> int:
 
 @contextmanager
 def all_or_nothing(output: Path) -> Iterator[Path]:
-    """A scratch folder in ``output``, whose files move up at the end; an error leaves ``output`` as it was."""
+    """A scratch folder in ``output``, whose files move up at the end; an error leaves ``output`` as it was.
+
+    Raises:
+        OSError: ``output`` cannot be written, or a folder has the name of a file.
+    """
     made = [folder for folder in (output, *output.parents) if not folder.exists()]
     try:
         output.mkdir(parents=True, exist_ok=True)
@@ -95,8 +99,12 @@ def all_or_nothing(output: Path) -> Iterator[Path]:
     try:
         with _explained(scratch, output):
             yield scratch
-            for file in sorted(scratch.iterdir()):
-                os.replace(file, output / file.name)
+            files = {file: output / file.name for file in sorted(scratch.iterdir())}
+            for target in files.values():
+                if target.is_dir():
+                    raise IsADirectoryError(f"cannot write '{target}': it is a folder; move it, or choose another one")
+            for file, target in files.items():
+                os.replace(file, target)
         made = []
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

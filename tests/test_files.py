@@ -109,6 +109,15 @@ def test_an_export_that_fails_leaves_what_another_has_written_into_its_folder(tm
     assert [path.name for path in output.iterdir()] == ["good.onnx"]
 
 
+def test_an_export_moves_no_file_where_a_folder_has_the_name_of_one(tmp_path):
+    (tmp_path / "b").mkdir()
+    refused = pytest.raises(IsADirectoryError, match=r"cannot write '\S*/b': it is a folder")
+    with refused, all_or_nothing(tmp_path) as scratch:
+        for name in "abc":
+            (scratch / name).write_text("whole")
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
 def test_a_terminated_export_leaves_nothing(tmp_path):
     # the command is stopped while it writes, which a writer that waits makes sure of
     code = f"""
