@@ -857,7 +857,7 @@ def test_a_tables_runs_are_made_once_and_those_that_failed_are_named(tmp_path, m
         return Finished(0)
 
     monkeypatch.setattr("rdpnet_timm.train.tables.subprocess.Popen", run)
-    arguments = ["--output", str(tmp_path), "--column", "CIFAR-100 %", "--jobs", "2", "--seeds", "0", "1"]
+    arguments = ["--output", str(tmp_path), "--column", "CIFAR-100 %", "--jobs", "2", "--seeds", "0", "1", "0"]
     assert main(["table", "8", *arguments, "--print"]) == 0 and not commands
     assert capsys.readouterr().out.count("not run") == 4
     with_data = ["table", "8", "digits", *arguments, "--recipe", "digits"]

@@ -109,7 +109,7 @@ def run_table(
     common = _settings(dict(recipe=asdict(run.recipe), amp=run.amp, **_digests(data)))
     rows = dict(list(networks(number, model).items())[:first])
     unfinished = []
-    for seed in seeds:
+    for seed in dict.fromkeys(seeds):  # given twice, it would run twice in one folder
         for row, network in rows.items():
             card = _folder(output, row, seed) / "weights.json"
             if card.exists():
