@@ -479,10 +479,16 @@ def test_a_page_for_each_result_and_its_picture(tmp_path):
         docs.update(results, pages)
     assert not pages.exists()
     report.write(result_of(([20.0, 21.0, 22.0], [10.0, 10.0, 10.0])), results)
+    (results / "speed.json").write_text("{}")  # of int8-speed, which is no table
+    there = set(results.iterdir())
     assert docs.update(results, pages) == [pages / "table5.md"]
+    assert set(results.iterdir()) == there
     text = (pages / "table5.md").read_text()
     assert text.startswith("# Title\n\n![Title](table5.png)\n\n2026-01-02, A CPU")
     assert "21.00 (2.10x)" in text and (pages / "table5.png").stat().st_size > 1000
+    (results / "scaling.json").write_text('{"table": "sca')
+    with pytest.raises(ValueError, match=r"scaling\.json' is not a whole result"):
+        docs.update(results, pages)
 
 
 def by_precision(int8_snr):

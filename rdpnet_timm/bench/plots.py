@@ -7,6 +7,7 @@ from typing import Any, Dict, List, Mapping, Sequence, Tuple
 
 import numpy as np
 
+from ..files import atomic_path
 from .report import Result, best, is_wrong, rows
 from .tables import DEPLOY, TABLES
 
@@ -42,7 +43,8 @@ def draw(result: Result, directory: Path) -> List[Path]:
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=100)
     pyplot.close(figure)
-    Image.open(drawn).convert("RGB").quantize(64).save(path, optimize=True)  # a third of the size, for repositories
+    with atomic_path(path) as temporary:  # 64 colours: a third of the size, for repositories
+        Image.open(drawn).convert("RGB").quantize(64).save(temporary, optimize=True)
     return [path]
 
 
