@@ -661,7 +661,17 @@ def _add_bench_int8_speed(subcommands: Subcommands) -> None:
     )
     parser.add_argument("--threads", nargs="+", type=_count, metavar="N", help="each is measured [one, and one a core]")
     parser.add_argument("--rounds", type=_count, default=30, metavar="N", help="timed calls of each [%(default)s]")
-    parser.add_argument("--skip", nargs="+", default=(), metavar="NAME", help="contestants to leave out")
+    parser.add_argument(
+        "--skip",
+        nargs="+",
+        default=(),
+        choices=(
+            "train", "deploy", "channels_last", "compile", "pt2e", "onnx", "onnx_int8", "openvino", "openvino_bf16",
+            "openvino_int8", "openvino_qdq",
+        ),
+        metavar="NAME",
+        help="contestants to leave out: %(choices)s",
+    )  # fmt: skip
     parser.add_argument("--no-borders", action="store_true", help="leave the folding of normalisation out")
     parser.set_defaults(run=_bench_int8_speed)
 

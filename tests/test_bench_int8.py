@@ -14,6 +14,7 @@ pytest.importorskip("nncf")
 
 from rdpnet_timm.bench import int8_accuracy as accuracy
 from rdpnet_timm.bench import int8_speed as speed
+from rdpnet_timm.cli import main
 from rdpnet_timm.deploy.calibration import Preprocessing
 from rdpnet_timm.measure.timing import Measurement
 from rdpnet_timm.train.data import Images, read_data, read_test
@@ -47,6 +48,21 @@ def test_rows_about_contestants_that_were_skipped_are_left_out():
     text = speed._report([result(onnx=8.0, sgemm=10.0, int8_gemm=2.5)], [])
     assert "share of its bound" in text and "ONNX Runtime float32" in text
     assert "INT8 against" not in text and "train form" not in text and "OpenVINO" not in text
+
+
+def test_contestants_to_skip_are_those_there_are(tmp_path, monkeypatch, capsys):
+    calls = []
+    monkeypatch.setattr(speed, "run", lambda *args: calls.append(args))
+    assert main(["bench", "int8-speed", "-o", str(tmp_path), "--skip", *speed.CONTESTANTS]) == 0
+    assert calls[0][4] == list(speed.CONTESTANTS)
+    for unknown in ("nosuch", "sgemm"):  # a matrix product says what the machine can do, and is always measured
+        with pytest.raises(SystemExit):
+            main(["bench", "int8-speed", "-o", str(tmp_path), "--skip", unknown])
+        assert f"invalid choice: '{unknown}'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["bench", "int8-speed", "--help"])
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in speed.CONTESTANTS)
 
 
 @pytest.mark.slow
