@@ -6,9 +6,10 @@ import sys
 import threading
 import traceback
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Iterator, List, Optional, TypeAlias
+from typing import TYPE_CHECKING, Any, Iterator, List, Optional, Sequence, Tuple, TypeAlias
 
 from . import __version__
+from .progress import drop_output
 
 if TYPE_CHECKING:
     from torch import nn
@@ -16,10 +17,6 @@ if TYPE_CHECKING:
     from .train.trainer import Run
 
 __all__ = ["main"]
-
-
-class _WrongUsage(ValueError):
-    """What was asked makes no sense: status 2, as argparse has it."""
 
 
 Subcommands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -134,7 +131,7 @@ def _verify(args: argparse.Namespace) -> None:
     verification = verify(model, deployed)
     if not verification.parts:
         both = f"'{args.checkpoint}' and '{args.deployed}' are" if args.deployed else f"'{args.checkpoint}' is"
-        raise _WrongUsage(
+        raise ValueError(
             f"nothing was compared: {both} in one form, and no part was converted; give the train form first, and its "
             "deploy form after it or nothing: rdpnet verify TRAINED [DEPLOYED]"
         )
@@ -325,6 +322,15 @@ def _add_table(subcommands: Subcommands) -> None:
     parser.set_defaults(run=_table, takes_rest=True)
 
 
+def _options_of_runs(args: argparse.Namespace) -> Tuple[List[str], argparse.Namespace]:
+    """What ``rdpnet table`` hands on to the ``rdpnet train`` of each run, and what that says."""
+    parser = argparse.ArgumentParser(prog="rdpnet table")
+    _add_data(parser, nargs="?")
+    _add_train_options(parser)
+    options = [*([args.data] if args.data else []), *args.rest]
+    return options, parser.parse_args([*options, "--output", args.output])
+
+
 def _table(args: argparse.Namespace) -> None:
     from dataclasses import replace
     from pathlib import Path
@@ -332,11 +338,7 @@ def _table(args: argparse.Namespace) -> None:
     from .train.data import read_data
     from .train.tables import accuracy_column, format_table, networks, run_table
 
-    parser = argparse.ArgumentParser(prog="rdpnet table")  # for the options that a table hands on to its runs
-    _add_data(parser, nargs="?")
-    _add_train_options(parser)
-    options = [*([args.data] if args.data else []), *args.rest]
-    trained = parser.parse_args([*options, "--output", args.output])
+    options, trained = _options_of_runs(args)
     if trained.model_args or trained.weights:
         raise ValueError("a table's networks are its own, from the first step: leave out --model-args and --weights")
     output, column = Path(args.output), accuracy_column(args.number, args.column)
@@ -569,15 +571,27 @@ def _export_openmmlab(args: argparse.Namespace, class_names: Optional[List[str]]
     print(table(networks))
 
 
+_BENCH = ("int8-speed", "int8-accuracy", "whole-networks", "docs")  # commands of two words
+
+
+def _table_name(text: str) -> str:
+    """What is no command, as an argument's type."""
+    if text in _BENCH:
+        raise argparse.ArgumentTypeError(f"'{text}' is a command, its name comes right behind: rdpnet bench {text} ...")
+    return text
+
+
 def _add_bench(subcommands: Subcommands) -> None:
     parser = subcommands.add_parser(
         "bench",
         help="measure the paper's tables on this machine",
         description="Measure the paper's tables, and RDPNet among today's networks, on this machine.",
+        epilog=f"further commands, each with --help of its own: {', '.join(f'rdpnet bench {name}' for name in _BENCH)}",
     )
     parser.add_argument(
         "tables",
         nargs="+",
+        type=_table_name,
         metavar="TABLE",
         help="table1, table3, table4, table5, table6, table7, table8, figure2, modern, scaling, training, "
         "throughput, or all",
@@ -853,8 +867,12 @@ def _ending_on_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, former)
 
 
-def main(argv: Optional[List[str]] = None) -> int:
-    """Run one subcommand; the exit status is 0 on success, 2 on wrong usage, 1 on any other error the user can mend."""
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """What the words behind ``rdpnet`` say.
+
+    Raises:
+        SystemExit: with status 2, they cannot be; with status 0, they ask for help or the version.
+    """
     parser = argparse.ArgumentParser(
         prog="rdpnet", description="RDPNet: inspect, convert, train, export and measure models."
     )
@@ -862,29 +880,43 @@ def main(argv: Optional[List[str]] = None) -> int:
     _add_subcommands(subcommands)
     parser.add_argument("--version", action="version", version=f"rdpnet-timm {__version__}")
     parser.add_argument("--debug", action="store_true", help="show where an error comes from; for any command")
-    words = sys.argv[1:] if argv is None else list(argv)
-    debug = "--debug" in words  # in front of the command or behind it
-    words = [word for word in words if word != "--debug"]
+    words = [word for word in argv if word != "--debug"]
     if " ".join(words[:2]) in subcommands.choices:  # a command of two words
         words = [" ".join(words[:2]), *words[2:]]
     args, rest = parser.parse_known_args(words)
-    args.rest = rest
+    args.rest, args.debug = rest, "--debug" in argv  # in front of the command or behind it
     if rest and not hasattr(args, "takes_rest"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return args
+
+
+def main(argv: Optional[List[str]] = None) -> int:
+    """Run one subcommand; the exit status is 0 on success, and 1 on an error that the user can mend.
+
+    Raises:
+        SystemExit: as :func:`parse`.
+    """
+    args = parse(sys.argv[1:] if argv is None else argv)
     try:
         with _ending_on_sigterm():
-            return int(args.run(args) or 0)
+            status = int(args.run(args) or 0)
+            print(end="", flush=True)
+            return status
     except BrokenPipeError:  # the reader of our output, `head` for one, has seen enough
-        sys.stderr.close()
+        return 0
     except Exception as error:
         print(f"rdpnet {args.command}: error: {_told(error)}", file=sys.stderr)
-        if debug:
+        if args.debug:
             traceback.print_exc()
-        return 2 if isinstance(error, _WrongUsage) else 1
+        return 1
     except KeyboardInterrupt:
         print(f"rdpnet {args.command}: interrupted", file=sys.stderr)
         return 130
-    return 0
+    finally:
+        try:
+            print(end="", flush=True)
+        except OSError:  # Python would try again as it ends, and make that status 120
+            drop_output()
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """Signs of life on a terminal, on one line of the error output; silence everywhere else."""
 
+import os
 import sys
 import time
 from contextlib import contextmanager
 from typing import Callable, Collection, Iterable, Iterator, TypeVar
 
-__all__ = ["counted", "status"]
+__all__ = ["counted", "drop_output", "status"]
 
 Item = TypeVar("Item")
 
@@ -16,7 +17,7 @@ _PERIOD = 0.2  # seconds between two lines
 def status() -> Iterator[Callable[[str], None]]:
     """Give a function that shows what is being done, in place of what it showed before."""
     stream = sys.stderr
-    shows = stream.isatty()
+    shows = stream is not None and stream.isatty()  # None where the caller has closed it
 
     def show(text: str) -> None:
         if shows:
@@ -34,7 +35,7 @@ def counted(items: Collection[Item], title: str) -> Iterable[Item]:
     stream = sys.stderr  # as it is now: what reads the items may redirect it meanwhile
 
     def run() -> Iterator[Item]:
-        shows, start = stream.isatty(), time.monotonic()
+        shows, start = stream is not None and stream.isatty(), time.monotonic()
         shown = start
         for done, item in enumerate(items):
             now = time.monotonic()
@@ -49,3 +50,8 @@ def counted(items: Collection[Item], title: str) -> Iterable[Item]:
             stream.flush()
 
     return run()
+
+
+def drop_output() -> None:
+    """Let what waits to be written and what is printed from now on go nowhere: nobody reads it, or it has no place."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,6 +1,9 @@
 """The command `rdpnet`: what it prints, and what it says about wrong usage."""
 
 import json
+import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -52,7 +55,7 @@ def test_verify_says_that_nothing_was_compared_where_no_part_is_converted(tmp_pa
     assert main(["reparam", trained, "-o", deployed]) == 0
     for words in ([deployed], [deployed, deployed], [trained, trained]):
         capsys.readouterr()
-        assert main(["verify", *words]) == 2, words
+        assert main(["verify", *words]) == 1, words
         assert "nothing was compared" in capsys.readouterr().err
     assert main(["verify", trained, deployed]) == 0
 
@@ -140,6 +143,37 @@ def test_parsing_imports_neither_torch_nor_timm(words: Any) -> None:
 def test_a_wrong_command_prints_the_usage_with_status_2() -> None:
     result = subprocess.run([sys.executable, "-m", "rdpnet_timm.cli", "nonsense"], capture_output=True, text=True)
     assert result.returncode == 2 and "usage: rdpnet" in result.stderr and "reparam" in result.stderr
+
+
+@pytest.mark.parametrize("buffering", ["", "1"], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize("output", ["nobody reads", "/dev/full", "closed"])
+def test_output_that_goes_nowhere_ends_a_command_in_order(output: str, buffering: str, tmp_path: Path) -> None:
+    read, write = os.pipe()
+    if output.startswith("/"):
+        write = os.open(output, os.O_WRONLY)
+    os.close(read)
+    words = [sys.executable, "-m", "rdpnet_timm.cli", "configs", str(tmp_path)]
+    if output == "closed":
+        words = ["sh", "-c", f"exec {shlex.join(words)} >&-"]
+    done = subprocess.run(
+        words, stdout=write, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": buffering}
+    )
+    os.close(write)
+    if output == "/dev/full":
+        assert done.returncode == 1 and re.fullmatch(r"rdpnet configs: error: .*No space left.*\n", done.stderr)
+    else:
+        assert done.returncode == 0 and not done.stderr
+
+
+def test_the_help_of_bench_names_its_commands_and_a_misplaced_one_is_put_right(capsys: Any) -> None:
+    with pytest.raises(SystemExit):
+        main(["bench", "--help"])
+    described = " ".join(capsys.readouterr().out.split())
+    for name in ("int8-speed", "int8-accuracy", "whole-networks", "docs"):
+        assert f"rdpnet bench {name}" in described
+        with pytest.raises(SystemExit) as stopped:
+            main(["bench", "-o", "out", name])
+        assert stopped.value.code == 2 and f"right behind: rdpnet bench {name}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

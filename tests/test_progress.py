@@ -32,3 +32,10 @@ def test_a_file_sees_nothing(monkeypatch):
     with status() as show:
         show("writing")
     assert file.getvalue() == ""
+
+
+def test_closed_error_output_sees_nothing(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    assert list(counted([1, 2], "pictures")) == [1, 2]
+    with status() as show:
+        show("writing")

@@ -1,12 +1,12 @@
 """A progress bar for a training run."""
 
-import os
 import sys
 from contextlib import contextmanager
 from functools import partial
 from typing import Callable, Dict, Iterator
 
 from ..extras import require
+from ..progress import drop_output
 
 __all__ = ["epoch_line", "progress_bar", "say"]
 
@@ -35,7 +35,7 @@ def say(line: str) -> None:
     try:
         print(line, flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for all that is printed from now on
+        drop_output()
         print("nobody reads the output any more; the training goes on, and its log.jsonl with it", file=sys.stderr)
 
 
