@@ -237,7 +237,7 @@ def test_no_object_to_train_on_is_an_error_and_none_to_test_on_a_warning(own: Pa
         path.write_bytes(contents[what])
     (error,) = check_data(boxes(own)).errors
     assert re.search(r"no object in .*train.txt to train on", error)
-    errors, warnings = check_data({**boxes(own), "test_mode": True})
+    errors, warnings = check_data(boxes(own), is_training=False)
     assert not errors and warnings[-1] == error
 
 
@@ -304,6 +304,45 @@ def test_what_is_wrong_with_masks_is_told_by_name(own: Path, kind: str, told: st
     damaged_mask(own / "data/ground/SegmentationClass" / f"{first(own, 'ground')}.png", kind)
     errors, _ = check_data(masks(own))
     assert len(errors) == 1 and re.search(told, errors[0]), errors
+
+
+def relabelled(root: Path, numbers: Dict[int, int]) -> None:
+    for path in (root / "data/ground/SegmentationClass").iterdir():
+        labels = np.asarray(Image.open(path))
+        Image.fromarray(np.vectorize(lambda label: numbers.get(label, label))(labels).astype(np.uint8)).save(path)
+
+
+def test_masks_of_one_label_and_255_are_an_error_for_training_and_a_warning_else(own: Path) -> None:
+    relabelled(own, {1: 255, 2: 255})
+    (error,) = check_data(masks(own)).errors
+    assert re.search(r"nothing to tell apart: in the 8 masks .* no pixel is 'grass' \(1\), 'road' \(2\);", error)
+    assert error.endswith("their labels are [0, 255], and 255 is no class, it is left out: a mask of 0 and 255 needs "
+                          "another number for 255")  # fmt: skip
+    errors, (warning,) = check_data(masks(own), is_training=False)
+    assert not errors and error.endswith(warning)
+    relabelled(own, {255: 0})
+    assert check_data(masks(own)).errors[0].endswith("their labels are [0]")
+
+
+def test_a_class_without_a_pixel_is_a_warning(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    relabelled(own, {2: 1})
+    errors, (warning,) = check_data(masks(own))
+    assert not errors and warning.startswith("in the 8 masks looked through no pixel is 'road' (2); their labels are [")
+    assert check_data(masks(own), ignored_labels=[2]) == ([], [])
+    relabelled(own, {1: 0, 255: 0})
+    monkeypatch.setattr("rdpnet_timm.openmmlab.data_check.MASKS", 4)  # the others may have it
+    errors, (warning,) = check_data(masks(own))
+    assert not errors and warning.startswith("in the 4 masks looked through")
+
+
+def test_a_part_of_vocs_classes_has_vocs_numbers(own: Path) -> None:
+    dataset = {**masks(own), "type": "PascalVOCDataset", "metainfo": dict(classes=("background", "cat", "dog"))}
+    (error,) = check_data(dataset).errors
+    assert "no pixel is 'cat' (8), 'dog' (12)" in error and error.endswith("are a BaseSegDataset")
+    relabelled(own, {1: 8, 2: 12})
+    assert check_data(dataset) == ([], [])
+    built = build_dataset({**dataset, "ann_file": str(own / "data/ground" / dataset["ann_file"])})
+    assert {8: 1, 12: 2}.items() <= built.label_map.items()
 
 
 def test_a_picture_has_the_size_that_it_is_read_with(own: Path) -> None:

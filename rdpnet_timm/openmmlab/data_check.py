@@ -70,7 +70,7 @@ def named_classes(dataset: Dict[str, Any]) -> Optional[Tuple[str, ...]]:
         ) from None
 
 
-def check_data(dataset: Any, ignored_labels: Iterable[int] = ()) -> Findings:
+def check_data(dataset: Any, ignored_labels: Iterable[int] = (), is_training: bool = True) -> Findings:
     """Look through what a dataset's config names: boxes in VOC's or COCO's layout, or masks; other kinds are passed by.
 
     Every list, every annotation and the header of every picture and mask is read, and the pixels of up to 200 masks,
@@ -80,6 +80,7 @@ def check_data(dataset: Any, ignored_labels: Iterable[int] = ()) -> Findings:
     Args:
         dataset: the config of a dataset, or of one made of others.
         ignored_labels: of masks, beside 255.
+        is_training: the data are to be learned from; else what leaves nothing to learn is a warning.
 
     Raises:
         ValueError: a dataset's classes are a string, and no file.
@@ -90,11 +91,11 @@ def check_data(dataset: Any, ignored_labels: Iterable[int] = ()) -> Findings:
         if "://" in str(part.get("data_root") or ""):
             continue
         if kind in ("VOCDataset", "XMLDataset"):
-            _check_boxes(part, findings)
+            _check_boxes(part, is_training, findings)
         elif kind == "CocoDataset":
-            _check_coco(part, findings)
+            _check_coco(part, is_training, findings)
         elif kind in ("PascalVOCDataset", "BaseSegDataset"):
-            _check_masks(part, {255, *ignored_labels}, findings)
+            _check_masks(part, {255, *ignored_labels}, is_training, findings)
     return findings
 
 
@@ -125,11 +126,15 @@ def _kind(part: Dict[str, Any]) -> str:
 
 
 def _classes(part: Dict[str, Any]) -> Optional[Sequence[str]]:
-    named, kind = named_classes(part), _kind(part)
-    if named is not None:
-        return named
+    named = named_classes(part)
+    return (_type_classes(part) or None) if named is None else named
+
+
+def _type_classes(part: Dict[str, Any]) -> Sequence[str]:
+    """The classes that a type of dataset has by itself."""
+    kind = _kind(part)
     package = "mmseg" if kind in ("PascalVOCDataset", "BaseSegDataset") else "mmdet"
-    return getattr(importlib.import_module(f"{package}.datasets"), kind).METAINFO.get("classes")
+    return getattr(importlib.import_module(f"{package}.datasets"), kind).METAINFO.get("classes", ())
 
 
 def _names(path: str, findings: Findings) -> List[str]:
@@ -262,7 +267,7 @@ def _whole(part: ElementTree.Element, path: str, kind: Callable[[str], Any] = st
         raise ValueError(f"has {found} for <{path.split('/')[-1]}>, and mmdet reads a number there") from None
 
 
-def _check_boxes(part: Dict[str, Any], findings: Findings) -> None:
+def _check_boxes(part: Dict[str, Any], is_training: bool, findings: Findings) -> None:
     classes, prefix = _classes(part), (part.get("data_prefix") or {}).get("sub_data_root", "")
     ann_file = _join(part, part.get("ann_file", ""))
     names = _names(ann_file, findings)
@@ -302,7 +307,7 @@ def _check_boxes(part: Dict[str, Any], findings: Findings) -> None:
         told = (
             f"there is no object in {ann_file} to train on: of a class of the config, not difficult, with a whole box"
         )
-        (findings.warnings if part.get("test_mode") else findings.errors).append(told)
+        (findings.errors if is_training else findings.warnings).append(told)
 
 
 def _by(size: Optional[Size]) -> str:
@@ -322,7 +327,7 @@ def _compare(objects: Counter[str], classes: Sequence[str], what: str, findings:
         findings.warnings.append(f"{told}: they are left out")
 
 
-def _check_coco(part: Dict[str, Any], findings: Findings) -> None:
+def _check_coco(part: Dict[str, Any], is_training: bool, findings: Findings) -> None:
     classes, path = _classes(part), _join(part, part.get("ann_file", ""))
     try:
         content = json.loads(Path(path).read_bytes())
@@ -350,11 +355,11 @@ def _check_coco(part: Dict[str, Any], findings: Findings) -> None:
             f"the categories of {path} come as {_listed(named)}, and the classes of the config in another order: mmdet "
             "numbers them as the file does, and would call one by the name of another"
         )
-    if not part.get("test_mode") and not any(name in classes for name in annotated):
+    if is_training and not any(name in classes for name in annotated):
         findings.errors.append(f"there is no object of the config's classes in {path} to train on")
 
 
-def _check_masks(part: Dict[str, Any], ignored: Set[int], findings: Findings) -> None:
+def _check_masks(part: Dict[str, Any], ignored: Set[int], is_training: bool, findings: Findings) -> None:
     prefix = part.get("data_prefix", {"img_path": "", "seg_map_path": ""})
     suffixes = part.get("img_suffix", ".jpg"), part.get("seg_map_suffix", ".png")
     pictures_in = _join(part, prefix.get("img_path") or "")
@@ -382,29 +387,57 @@ def _check_masks(part: Dict[str, Any], ignored: Set[int], findings: Findings) ->
     classes = _classes(part)
     if classes is None or not masks:
         return
-    count = len(classes)
-    if _kind(part) == "PascalVOCDataset":
-        count = max(count, 21)  # a part of VOC's classes is picked out of masks that have them all
-    labels = set(range(1, count + 1) if part.get("reduce_zero_label") else range(count)) | ignored
-    if part.get("reduce_zero_label"):
-        labels.add(0)
+    known: Sequence[str] = classes
+    if set(classes) <= set(_type_classes(part)):
+        known = _type_classes(part)  # a part of VOC's classes is picked out of masks that have them all
+    least = int(bool(part.get("reduce_zero_label")))
     spread = np.unique(np.linspace(0, len(masks) - 1, min(MASKS, len(masks))).astype(int))
     chosen = [masks[index] for index in spread if not mask_headers[index].problem]
-    problems = _each(lambda path: _mask_problem(path, labels, count), chosen)
-    _collect(problems, "masks looked through", len(chosen), findings.errors)
+    looked = _each(lambda path: _mask(path, {*range(least + len(known)), *ignored}, len(known)), chosen)
+    _collect((mask.problem for mask in looked), "masks looked through", len(chosen), findings.errors)
+    if any(mask.problem for mask in looked):
+        return
+    labels = {label for mask in looked for label in mask.labels}
+    numbers = {name: known.index(name) + least for name in classes}
+    absent = [f"'{name}' ({number})" for name, number in numbers.items() if number not in labels | ignored]
+    if not absent:
+        return
+    more = ", ..." if len(absent) > 10 else ""
+    told = f"in the {len(looked)} masks looked through no pixel is {', '.join(absent[:10])}{more}; "
+    told += f"their labels are {sorted(labels)}"
+    if known is not classes and len(classes) < len(known):
+        told += ", read as VOC's numbers: masks that have numbers of their own are a BaseSegDataset"
+    elif labels == {0, 255}:
+        told += ", and 255 is no class, it is left out: a mask of 0 and 255 needs another number for 255"
+    is_one = len(labels & set(numbers.values()) - ignored) < min(2, len(classes))
+    # of more masks than were looked through the others may have the rest
+    if is_training and is_one and (len(looked) == len(masks) or 255 in labels):
+        findings.errors.append(f"there is nothing to tell apart: {told}")
+    else:
+        findings.warnings.append(told)
 
 
-def _mask_problem(path: str, labels: Set[int], count: int) -> Optional[str]:
+class _Mask(NamedTuple):
+    """The labels that a mask has, or what is wrong with it."""
+
+    labels: Sequence[int] = ()
+    problem: Optional[str] = None
+
+
+def _mask(path: str, labels: Set[int], count: int) -> _Mask:
     from PIL import Image
 
     try:
         with Image.open(path) as mask:
             if mask.mode not in ("P", "L", "1", "I", "I;16"):
-                return f"{path} is a picture in colours ({mask.mode}): expected one channel, the numbers of the classes"
+                return _Mask(
+                    problem=f"{path} is a picture in colours ({mask.mode}): expected one channel, the numbers of the "
+                    "classes"
+                )
             values = {int(value) for value in np.unique(np.asarray(mask))}
     except (OSError, SyntaxError, ValueError):
-        return f"{path} is cut off"
+        return _Mask(problem=f"{path} is cut off")
     outside = sorted(values - labels)
     if outside:
-        return f"{path} has the labels {outside[:10]}, beside the {count} classes (0 to {count - 1})"
-    return None
+        return _Mask(problem=f"{path} has the labels {outside[:10]}, beside the {count} classes (0 to {count - 1})")
+    return _Mask(sorted(values))

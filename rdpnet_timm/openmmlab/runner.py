@@ -173,7 +173,7 @@ def _require_data(cfg: Any, *dataloaders: str) -> None:
                 f"no data for the {name}: there is no {', '.join(missing)}.\n{_advice(parts)}\n{LAST}"
             )
         ignored = {label for label in _values(cfg.get("model"), "ignore_index") if isinstance(label, int)}
-        findings = check_data(dataset, ignored)
+        findings = check_data(dataset, ignored, name == "train_dataloader")
         _check_model(cfg, parts, findings)
         for warning in findings.warnings:
             print_log(f"{name}: {warning}", logger="current", level=logging.WARNING)
