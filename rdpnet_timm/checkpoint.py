@@ -92,7 +92,8 @@ def load_model(
     Args:
         source: a name known to timm, with the tag of its pretrained weights (``resnet18.a1_in1k``) or without, for
             those that the name stands for; ``hf-hub:...`` or ``local-dir:...``; or the path of a checkpoint.
-        model: the timm name of the checkpoint's model; by default the one that the file names.
+        model: the timm name of the checkpoint's model; by default the one that the file names. Beside a name it can say
+            nothing else than that.
         use_ema: take the averaged weights where the file has them.
         random_weights: create the model of a name with random weights, as for timing.
         kwargs: arguments for the model. ``num_classes`` is read off a checkpoint's weights, of an RDPNet's also the
@@ -100,11 +101,13 @@ def load_model(
 
     Raises:
         FileNotFoundError: ``source`` is neither a name that timm knows nor a file.
-        RuntimeError, ValueError: there are no weights for the name; the file cannot be read, does not fit, or does not
-            tell what model it is of, or tells of another one.
+        RuntimeError, ValueError: there are no weights for the name; ``model`` is another one; random weights are asked
+            of a file; the file cannot be read, does not fit, or does not tell what model it is of.
     """
     if not Path(source).is_file():
-        return _pretrained(str(source), random_weights, kwargs)
+        return _pretrained(str(source), model, random_weights, kwargs)
+    if random_weights:
+        raise ValueError(f"'{source}' has weights, and random ones were asked for (--random-weights): name its model")
     checkpoint = read_checkpoint(source, use_ema)
     if checkpoint.arch and model and _base(checkpoint.arch) != _base(model):
         raise ValueError(
@@ -135,23 +138,26 @@ def _base(name: str) -> str:
     return name.partition(".")[0]
 
 
-def _pretrained(name: str, random_weights: bool, kwargs: Dict[str, Any]) -> nn.Module:
+def _pretrained(name: str, model: Optional[str], random_weights: bool, kwargs: Dict[str, Any]) -> nn.Module:
     is_elsewhere = name.startswith(("hf-hub:", "local-dir:"))
     if not (is_elsewhere or timm.is_model(name)):
         raise FileNotFoundError(
             f"'{name}' is neither a file nor a model that timm knows; for the names see timm.list_models('rdpnet*')"
         )
+    if model and _base(model) != _base(name):
+        raise ValueError(f"'{name}' is a model and {model} (--model) another one: name one of them, or a checkpoint")
     if not (random_weights or is_elsewhere):
         config = timm.models.get_pretrained_cfg(name)
         if config is None or not config.has_weights:
             raise ValueError(
                 f"there are no pretrained weights for '{name}': give a checkpoint in its place, or ask for random "
-                "weights, for timing or a trial (rdpnet export --random-weights; in Python random_weights=True)"
+                "weights, for timing or a trial (rdpnet export --random-weights; `rdpnet verify` without a name takes "
+                "them of itself; in Python random_weights=True)"
             )
-    model = timm.create_model(name, pretrained=not random_weights, **kwargs)
+    created = timm.create_model(name, pretrained=not random_weights, **kwargs)
     if random_weights:
-        _name_classes(model, None)
-    return model
+        _name_classes(created, None)
+    return created
 
 
 def _creation_args(checkpoint: Checkpoint, name: str) -> Dict[str, Any]:

@@ -6,7 +6,7 @@ import sys
 import threading
 import traceback
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Iterator, List, Optional, Sequence, Tuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, TypeAlias
 
 from . import __version__
 from .progress import drop_output
@@ -430,9 +430,9 @@ def _add_export(subcommands: Subcommands) -> None:
         "differs is not written. A JSON file beside each one says what it is and how it runs fastest.",
     )
     parser.add_argument(
-        "model", metavar="MODEL", help="a timm name, a checkpoint, or the config (.py) of a detector or segmentor"
+        "source", metavar="MODEL", help="a timm name, a checkpoint, or the config (.py) of a detector or segmentor"
     )
-    parser.add_argument("--model", dest="arch", metavar="NAME", help="timm name, where the checkpoint does not say it")
+    parser.add_argument("--model", metavar="NAME", help="timm name, where the checkpoint does not say it")
     parser.add_argument("--checkpoint", metavar="FILE", help="the weights of a detector or segmentor [random ones]")
     parser.add_argument("--random-weights", action="store_true", help="for a name without weights, to time it")
     parser.add_argument("-o", "--output", required=True, metavar="DIR")
@@ -498,18 +498,10 @@ def _export(args: argparse.Namespace) -> None:
         known_format(name)
         require_format(name, args.int8 and name in QUANTIZERS)
     class_names = Path(args.classes).read_text().splitlines() if args.classes else None
-    if args.model.endswith(".py"):
+    if args.source.endswith(".py"):
         _export_openmmlab(args, class_names)
         return
-    for option, given in {
-        "--checkpoint": args.checkpoint, "--size": args.size, "--score-threshold": args.score_threshold,
-        "--logits": args.logits,
-    }.items():  # fmt: skip
-        if given:
-            raise ValueError(
-                f"{option} is for a detector or segmentor, whose config (.py) comes first; got '{args.model}'"
-            )
-    model = load_model(args.model, args.arch, random_weights=args.random_weights)
+    model = load_model(args.source, args.model, random_weights=args.random_weights)
     calibration = None
     if args.calibration:
         calibration = load_images(args.calibration, Preprocessing.of(model, args.input_size), args.calibration_images)
@@ -540,17 +532,8 @@ def _export_openmmlab(args: argparse.Namespace, class_names: Optional[List[str]]
     from .deploy.calibration import load_pictures
     from .openmmlab.export import export_openmmlab, table
 
-    for option, given in {
-        "--model": args.arch, "--input-size": args.input_size, "--dynamic-batch": args.dynamic_batch,
-        "--normalize": args.normalize,
-    }.items():  # fmt: skip
-        if given:
-            raise ValueError(
-                f"{option} is for classifiers; a detector or segmentor takes one picture at a time, of any size or of "
-                "--size H W, and normalises it itself"
-            )
     networks = export_openmmlab(
-        args.model,
+        args.source,
         args.output,
         args.checkpoint,
         args.formats,
@@ -629,7 +612,7 @@ def _bench(args: argparse.Namespace) -> None:
     import shlex
     from pathlib import Path
 
-    from .bench.backends import PRECISIONS, RUNTIMES
+    from .bench.backends import PRECISIONS
     from .bench.isa import run_classes
     from .bench.run import BACKENDS, NAMES, run
     from .bench.training import select
@@ -637,11 +620,7 @@ def _bench(args: argparse.Namespace) -> None:
     names, precisions = NAMES if "all" in args.tables else args.tables, args.precision or PRECISIONS
     command = shlex.join(["rdpnet", *sys.argv[1:]])
     if args.isa:
-        if args.backend not in (None, ["openvino"]):
-            raise ValueError(
-                f"--isa is for openvino, got --backend {' '.join(args.backend)}: no other of {', '.join(RUNTIMES)} can "
-                "be held to a CPU class"
-            )
+        names = [name for name in names if name != "training"]
         arguments = [*names, "--precision", *precisions, "--threads", *map(str, args.threads)]
         arguments += ["--rounds", str(args.rounds), *(["--quick"] if args.quick else [])]
         run_classes(args.isa, arguments, Path(args.output))
@@ -887,7 +866,50 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     args.rest, args.debug = rest, "--debug" in argv  # in front of the command or behind it
     if rest and not hasattr(args, "takes_rest"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    _require_needs(args, subcommands.choices[args.command])
     return args
+
+
+def _is_config(args: argparse.Namespace) -> bool:
+    return args.source.endswith(".py")
+
+
+# By command: options, when they do something, and what for.
+_NEEDS: Dict[str, List[Tuple[str, Callable[[argparse.Namespace], object], str]]] = {
+    "verify": [("--model --no-ema", lambda args: args.checkpoint, "a CHECKPOINT")],
+    "export": [
+        ("--checkpoint --size --score-threshold --logits", _is_config, "the config (.py) of a detector or segmentor"),
+        (
+            "--model --random-weights --input-size --dynamic-batch --normalize",
+            lambda args: not _is_config(args),
+            "a classifier: others take a --checkpoint or random weights, one picture of any size or of --size, and "
+            "normalise it themselves",
+        ),
+        ("--equalize --bias-correction --reduce-range --int8-tolerance", lambda args: args.int8, "--int8"),
+        ("--calibration-images", lambda args: args.calibration, "--calibration"),
+    ],
+    "bench": [
+        (
+            "--widths --sizes --batches",
+            lambda args: {"training", "all"} & set(args.tables) and not args.isa,
+            "the table training, which --isa leaves out",
+        ),
+        (
+            "--isa",
+            lambda args: "training" not in args.tables and args.backend in (None, ["openvino"]),
+            "openvino, which alone can be held to a CPU class: no other --backend, and not the table training",
+        ),
+    ],
+}
+
+
+def _require_needs(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Refuse options that would do nothing; ``parser`` is that of the subcommand."""
+    for options, is_met, need in _NEEDS.get(args.command, ()):
+        names = {option: option[2:].replace("-", "_") for option in options.split()}
+        given = [option for option, name in names.items() if getattr(args, name) != parser.get_default(name)]
+        if given and not is_met(args):
+            parser.error(f"{' and '.join(given)}: only with {need}")
 
 
 def main(argv: Optional[List[str]] = None) -> int:

@@ -584,9 +584,6 @@ def test_errors_say_what_was_expected(tmp_path, capsys, monkeypatch):
     assert "there is no table 'table2'; choose from table1, table3" in error_of("table2", *out)
     assert "there is no backend 'tflite'; choose from eager" in error_of("table8", "--backend", "tflite", *out)
     assert "there is no precision 'fp8'; choose from float32" in error_of("table8", "--precision", "fp8", *out)
-    assert "--isa is for openvino, got --backend onnxruntime" in error_of(
-        "table8", "--isa", "avx2", "--backend", "onnxruntime", *out
-    )
     assert not (tmp_path / "out").exists()
     (tmp_path / "file").touch()
     assert "choose another folder with -o" in error_of("table8", "-o", str(tmp_path / "file" / "out"))

@@ -138,6 +138,16 @@ def test_a_name_gives_its_pretrained_weights_and_random_ones_only_when_asked(tmp
         assert torch.equal(outputs(load_model("local-dir:nodot")), outputs(model))
 
 
+def test_a_name_and_a_file_that_contradict_what_else_is_said_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"'{NAME}' is a model and rdpnet_150 \(--model\) another"):
+        load_model(NAME, "rdpnet_150")
+    assert torch.equal(outputs(load_model(f"{NAME}.c10", NAME)), outputs(load_model(NAME)))
+    with pytest.raises(FileNotFoundError, match=r"none.pth"):
+        load_model("none.pth", NAME)
+    with pytest.raises(ValueError, match=r"has weights, and random ones were asked for"):
+        load_model(timm_file(tmp_path / "last.pth.tar", trained().state_dict()), random_weights=True)
+
+
 @pytest.mark.parametrize("written", ["args", "weights alone"])
 def test_another_networks_classes_are_read_from_its_checkpoint(written: str, tmp_path: Path) -> None:
     model = timm.create_model("resnet10t", num_classes=10, in_chans=1 if written == "args" else 3)

@@ -145,6 +145,36 @@ def test_a_wrong_command_prints_the_usage_with_status_2() -> None:
     assert result.returncode == 2 and "usage: rdpnet" in result.stderr and "reparam" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("export rdpnet_025_cifar -o out --size 8 8", "--size: only with the config (.py) of a"),
+        (
+            "export rdpnet_025_cifar -o out --checkpoint some.pth --logits",
+            "--checkpoint and --logits: only with the config",
+        ),
+        ("export config.py -o out --input-size 3 8 8", "--input-size: only with a classifier"),
+        ("export config.py -o out --checkpoint some.pth --random-weights", "--random-weights: only with a classifier"),
+        (
+            "export rdpnet_025_cifar -o out --no-equalize --reduce-range",
+            "--equalize and --reduce-range: only with --int8",
+        ),
+        ("export config.py -o out --no-bias-correction", "--bias-correction: only with --int8"),
+        ("export rdpnet_025_cifar -o out --int8-tolerance 0", "--int8-tolerance: only with --int8"),
+        ("export rdpnet_025_cifar -o out --calibration-images 5", "--calibration-images: only with --calibration"),
+        ("bench figure2 -o out --widths 0.25", "--widths: only with the table training"),
+        ("bench all -o out --isa avx2 --sizes 32", "--sizes: only with the table training"),
+        ("bench training -o out --isa avx2", "--isa: only with openvino"),
+        ("bench table8 -o out --isa avx2 --backend onnxruntime", "--isa: only with openvino"),
+        ("verify --model nosuch --no-ema", "--model and --no-ema: only with a CHECKPOINT"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_wrong_usage(words: str, told: str, capsys: Any) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(words.split())
+    assert stopped.value.code == 2 and told in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("buffering", ["", "1"], ids=["buffered", "unbuffered"])
 @pytest.mark.parametrize("output", ["nobody reads", "/dev/full", "closed"])
 def test_output_that_goes_nowhere_ends_a_command_in_order(output: str, buffering: str, tmp_path: Path) -> None:

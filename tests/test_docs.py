@@ -3,6 +3,7 @@
 import re
 import shlex
 from pathlib import Path
+from string import Template
 from typing import Iterator, List
 
 import pytest
@@ -37,6 +38,7 @@ def commands(page: Path) -> Iterator[List[str]]:
     """The words behind `rdpnet` in every command of a page's blocks of shell lines."""
     for language, block in re.findall(r"^```([^\n]*)\n(.*?)^```$", page.read_text(), flags=re.DOTALL | re.MULTILINE):
         if language in ("", "bash", "console", "sh"):
+            block = Template(block).safe_substitute(dict(re.findall(r"\b([A-Z]+)=(\S+)", block)))  # what it exports
             for line in block.replace("\\\n", " ").splitlines():
                 words = shlex.split(line, comments=True) if "rdpnet " in line else []
                 if words[:1] == ["rdpnet"] or words[:2] == ["$", "rdpnet"]:

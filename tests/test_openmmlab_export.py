@@ -309,15 +309,12 @@ def test_what_does_not_fit_is_named_and_nothing_is_written(detector, segmentor, 
         ([*good, "--format", "torchscript"], "is exported as onnx or openvino, got torchscript"),
         ([*good, "--int8"], "INT8 needs real pictures"),
         ([*good, "--logits"], "leave out --logits"),
-        ([*good, "--input-size", "3", "8", "8"], "--input-size is for classifiers"),
         ([*good, "--tolerance", "-1"], "cells.onnx does not answer as OpenMMLab does"),
     ]:
         output = tmp_path / "out"
         assert main(["export", str(DETECTOR), *arguments, "--name", "cells", "-o", str(output)]) == 1, reason
         assert reason in capsys.readouterr().err
         assert not output.exists()
-    assert main(["export", "rdpnet_025_cifar", "--size", "8", "8", "-o", str(tmp_path / "out")]) == 1
-    assert "--size is for a detector or segmentor" in capsys.readouterr().err
 
 
 def test_a_picture_reaches_the_network_as_by_opencv_and_the_data_preprocessor():
