@@ -112,6 +112,29 @@ def test_the_config_of_the_page_trains_to_the_end_of_its_schedule_and_names_the_
     assert any(key in json.loads(line) for line in scalars.read_text().splitlines())
 
 
+def test_mmsegs_inferences_and_augmented_tests_see_the_size_that_is_trained_at(own: Path) -> None:
+    from mmengine.dataset import Compose
+    from mmseg.apis import inference_model, init_model
+    from mmseg.utils import register_all_modules
+
+    cfg = config_of_the_page("segmentation", own, **SMALLEST["segmentation"])
+    register_all_modules()
+    picture = str(own / "data/ground/JPEGImages" / f"{first(own, 'ground')}.jpg")
+    Image.open(picture).resize((640, 480)).save(picture)
+    assert inference_model(init_model(cfg, device="cpu"), picture).img_shape == (240, 320)
+    assert len(cfg.test_dataloader.dataset.pipeline) == 4  # of the other the inference has taken LoadAnnotations out
+    mask = dict(seg_map_path=picture.replace("JPEGImages", "SegmentationClass")[:-3] + "png")
+    seen = Compose(cfg.tta_pipeline)(dict(img_path=picture, seg_fields=[], reduce_zero_label=False, **mask))["inputs"]
+    assert [tuple(each.shape[1:]) for each in seen][:5:2] == [(120, 160), (180, 240), (240, 320)] and len(seen) == 12
+
+
+@pytest.mark.parametrize("function", ["detection", "segmentation"])
+def test_the_pipelines_of_their_own_name_are_those_of_the_data(own: Path, function: str) -> None:
+    cfg = config_of_the_page(function, own)
+    assert cfg.train_pipeline == cfg.train_dataloader.dataset.pipeline
+    assert cfg.test_pipeline == cfg.val_dataloader.dataset.pipeline == cfg.test_dataloader.dataset.pipeline
+
+
 def test_the_table_of_precisions_has_ones_own_classes_also_in_a_folder_called_voc2007(own: Path) -> None:
     (own / "data/parts").rename(own / "data/VOC2007")
     cfg = config_of_the_page("detection", own, **SMALLEST["detection"])

@@ -38,8 +38,11 @@ def detection(
     """
     _check(classes, size, epochs, batch_size)
     load = [dict(type="LoadImageFromFile"), dict(type="LoadAnnotations", with_bbox=True)]
-    resize = dict(type="Resize", scale=tuple(size), keep_ratio=True)
+    resize = _resize(size)
     meta_keys = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
+
+    train_pipeline = [*load, resize, dict(type="RandomFlip", prob=0.5), dict(type="PackDetInputs")]
+    test_pipeline = [load[0], resize, load[1], dict(type="PackDetInputs", meta_keys=meta_keys)]
 
     def dataset(split: str, **others: Any) -> Settings:
         return dict(
@@ -52,16 +55,12 @@ def detection(
             **others,
         )
 
-    training = dataset(
-        train,
-        filter_cfg=dict(filter_empty_gt=True, bbox_min_size=1),
-        pipeline=[*load, resize, dict(type="RandomFlip", prob=0.5), dict(type="PackDetInputs")],
-    )
-    validation = dataset(
-        val, test_mode=True, pipeline=[load[0], resize, load[1], dict(type="PackDetInputs", meta_keys=meta_keys)]
-    )
+    training = dataset(train, filter_cfg=dict(filter_empty_gt=True, bbox_min_size=1), pipeline=train_pipeline)
+    validation = dataset(val, test_mode=True, pipeline=test_pipeline)
     return dict(
         model=dict(roi_head=dict(bbox_head=dict(num_classes=len(classes)))),
+        train_pipeline=train_pipeline,
+        test_pipeline=test_pipeline,
         train_dataloader=dict(batch_size=batch_size, dataset=training),
         val_dataloader=dict(dataset=validation),
         test_dataloader=dict(dataset=validation),
@@ -107,6 +106,21 @@ def segmentation(
         raise ValueError(f"batch_size must be at least 2: a batch norm cannot learn from one value; got {batch_size}")
     crop = (size[1], size[0])  # height first
     load = [dict(type="LoadImageFromFile"), dict(type="LoadAnnotations")]
+    train_pipeline = [
+        *load,
+        dict(type="RandomResize", scale=tuple(size), ratio_range=(0.75, 1.5), keep_ratio=True),
+        dict(type="RandomCrop", crop_size=crop, cat_max_ratio=0.9),
+        dict(type="RandomFlip", prob=0.5),
+        dict(type="PackSegInputs"),
+    ]
+    test_pipeline = [load[0], _resize(size), load[1], dict(type="PackSegInputs")]
+    # mmseg's own takes parts and multiples of the picture as it is, whatever the network was trained at
+    augmented = [
+        [_resize(size, ratio) for ratio in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)],
+        [dict(type="RandomFlip", prob=prob, direction="horizontal") for prob in (0.0, 1.0)],
+        [load[1]],
+        [dict(type="PackSegInputs")],
+    ]
 
     def dataset(split: str, pipeline: Any) -> Settings:
         return dict(
@@ -121,22 +135,14 @@ def segmentation(
             pipeline=pipeline,
         )
 
-    training = dataset(
-        train,
-        [
-            *load,
-            dict(type="RandomResize", scale=tuple(size), ratio_range=(0.75, 1.5), keep_ratio=True),
-            dict(type="RandomCrop", crop_size=crop, cat_max_ratio=0.9),
-            dict(type="RandomFlip", prob=0.5),
-            dict(type="PackSegInputs"),
-        ],
-    )
-    validation = dataset(
-        val, [load[0], dict(type="Resize", scale=tuple(size), keep_ratio=True), load[1], dict(type="PackSegInputs")]
-    )
+    training, validation = dataset(train, train_pipeline), dataset(val, test_pipeline)
     heads = dict(num_classes=len(classes))
     return dict(
         model=dict(data_preprocessor=dict(size=crop), decode_head=heads, auxiliary_head=heads),
+        crop_size=crop,
+        train_pipeline=train_pipeline,
+        test_pipeline=test_pipeline,
+        tta_pipeline=[load[0], dict(type="TestTimeAug", transforms=augmented)],
         train_dataloader=dict(
             batch_size=batch_size,
             drop_last=True,
@@ -154,6 +160,10 @@ def segmentation(
         default_hooks=dict(logger=dict(log_metric_by_epoch=True), checkpoint=dict(by_epoch=True, interval=1)),
         log_processor=dict(by_epoch=True),
     )
+
+
+def _resize(size: Tuple[int, int], ratio: float = 1.0) -> Settings:
+    return dict(type="Resize", scale=tuple(round(ratio * side) for side in size), keep_ratio=True)
 
 
 def _check(classes: Sequence[str], size: Tuple[int, int], epochs: int, batch_size: int) -> None:
