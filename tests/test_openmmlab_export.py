@@ -395,6 +395,20 @@ def test_no_limit_of_boxes_is_none(most):
     assert agreement([expected], [found]).same >= 0.95
 
 
+def test_maps_of_one_stride_are_added_as_mmdet_does(tmp_path):
+    (tmp_path / "config.py").write_text(
+        f"_base_ = '{DETECTOR}'\nstrides = [4, 8, 16, 16, 32]\nmodel = dict(\n"
+        "    backbone=dict(output_stride=16), rpn_head=dict(anchor_generator=dict(strides=strides)),\n"
+        "    roi_head=dict(bbox_roi_extractor=dict(featmap_strides=strides[:4])))\n"
+    )
+    model, settings = build(tmp_path / "config.py")
+    expected = openmmlab_answers(spread(model), settings)(PICTURES[0])
+    found = [each.numpy() for each in traceable(model, settings)(torch.from_numpy(PICTURES[0]))]
+    assert len(found[0]) > 20 and agreement([expected], [found]).same >= 0.95
+    neck = traceable(build(DETECTOR)[0], settings).neck
+    assert neck.upsample_cfg["scale_factor"] == 2  # where each map is twice the next
+
+
 def test_without_a_checkpoint_the_weights_are_random_which_is_said(tmp_path, caplog):
     settings = Config.fromfile(DETECTOR)
     settings.model.test_cfg.rcnn.max_per_img = -1

@@ -6,6 +6,7 @@ torchvision's ``nms`` and ``roi_align``, which export as ONNX's NonMaxSuppressio
 """
 
 from copy import copy
+from itertools import pairwise
 from typing import Any, List, Optional, Tuple
 
 import torch
@@ -42,7 +43,7 @@ class Detector(nn.Module):
         _require_faster_rcnn(model)
         self.picture = Picture(model.data_preprocessor, resize)
         self.backbone, self.rpn_head = model.backbone, model.rpn_head
-        self.neck = _doubling(model.neck, self.picture.divisor) if model.with_neck else None
+        self.neck = _doubling(model.neck, model.backbone, self.picture) if model.with_neck else None
         self.bbox_head = model.roi_head.bbox_head
         self.rpn_cfg, self.rcnn_cfg = model.rpn_head.test_cfg, model.roi_head.test_cfg
         self.extractor = model.roi_head.bbox_roi_extractor
@@ -140,12 +141,17 @@ class Detector(nn.Module):
         return boxes[kept], score[kept], label[kept]
 
 
-def _doubling(neck: Any, divisor: int) -> Any:
+def _doubling(neck: Any, backbone: Any, picture: Picture) -> Any:
     """An FPN that enlarges its maps by two rather than to the next one's size, where that is the same.
 
     With a size that is computed from a map's, OpenVINO on more than one thread now and then takes the last picture's.
     """
-    if type(neck).__name__ != "FPN" or set(neck.upsample_cfg) != {"mode"} or divisor % 32:
+    if type(neck).__name__ != "FPN" or set(neck.upsample_cfg) != {"mode"} or picture.divisor % 32:
+        return neck
+    with torch.no_grad():  # the least picture: with an output stride of 16 two maps have one size
+        maps = backbone(picture.mean.new_zeros(1, 3, picture.divisor, picture.divisor))
+    sides = [map_.shape[2] for map_ in maps[neck.start_level : neck.backbone_end_level]]
+    if any(fine != 2 * coarse for fine, coarse in pairwise(sides)):
         return neck
     neck = copy(neck)
     neck.upsample_cfg = {**neck.upsample_cfg, "scale_factor": 2}
