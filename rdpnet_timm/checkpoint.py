@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .convert import reparameterize
 from .files import atomic_path
 from .measure.difference import Verification, verify
-from .rdpnet import RDPNet, convert_state_dict
+from .rdpnet import RDPNet, convert_state_dict, name_classes
 from .weights.reading import Checkpoint, read_checkpoint
 
 __all__ = ["convert_checkpoint", "deploy_form_of", "load_checkpoint", "load_model", "save_model"]
@@ -31,9 +31,7 @@ def load_checkpoint(model: nn.Module, path: Union[str, Path], use_ema: bool = Tr
         RuntimeError: the weights are not those of this model; the message names the first difference. Strides and the
             channel shuffle cannot be read off weights, so a file that names its model must name one with those of this.
     """
-    checkpoint = read_checkpoint(path, use_ema)
-    _require_what_weights_do_not_show(model, checkpoint, str(path))
-    _load_whole(model, checkpoint.state_dict, str(path))
+    _load_whole(model, read_checkpoint(path, use_ema), str(path))
 
 
 def _require_what_weights_do_not_show(model: nn.Module, checkpoint: Checkpoint, source: str) -> None:
@@ -58,9 +56,11 @@ def _require_what_weights_do_not_show(model: nn.Module, checkpoint: Checkpoint, 
             )
 
 
-def _load_whole(model: nn.Module, state_dict: Dict[str, Tensor], source: str) -> None:
+def _load_whole(model: nn.Module, checkpoint: Checkpoint, source: str) -> None:
+    """Load the weights of a checkpoint and the names of their classes."""
+    _require_what_weights_do_not_show(model, checkpoint, source)
     try:
-        state_dict = convert_state_dict(state_dict, model)
+        state_dict = convert_state_dict(checkpoint.state_dict, model)
     except RuntimeError as error:
         raise RuntimeError(f"cannot load '{source}': {error}") from None
     own = model.state_dict()
@@ -78,6 +78,7 @@ def _load_whole(model: nn.Module, state_dict: Dict[str, Tensor], source: str) ->
                 "weights"
             )
     model.load_state_dict(state_dict)
+    name_classes(model, checkpoint.classes)
 
 
 def load_model(
@@ -122,16 +123,8 @@ def load_model(
     created = timm.create_model(name, pretrained=False, **{**_creation_args(checkpoint, name), **kwargs})
     if not isinstance(created, RDPNet):
         created = _in_form_of(created, checkpoint.state_dict)
-    _load_whole(created, checkpoint.state_dict, str(source))
-    _name_classes(created, checkpoint.classes)
+    _load_whole(created, checkpoint, str(source))
     return created
-
-
-def _name_classes(model: nn.Module, names: Optional[Sequence[str]]) -> None:
-    """Put the names of the classes where timm has them; those of timm's own weights do not hold for others."""
-    config = dict(getattr(model, "pretrained_cfg", None) or {})
-    config["label_names"] = tuple(names) if names and len(names) == getattr(model, "num_classes", None) else None
-    model.pretrained_cfg = config
 
 
 def _base(name: str) -> str:
@@ -156,7 +149,7 @@ def _pretrained(name: str, model: Optional[str], random_weights: bool, kwargs: D
             )
     created = timm.create_model(name, pretrained=not random_weights, **kwargs)
     if random_weights:
-        _name_classes(created, None)
+        name_classes(created, None)
     return created
 
 

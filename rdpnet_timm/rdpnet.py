@@ -5,7 +5,7 @@ Journal of Cloud Computing 11:54, 2022, doi 10.1186/s13677-022-00330-5. No code 
 """
 
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple, Union
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -24,10 +24,13 @@ from torch import Tensor, nn
 from . import weights
 from .blocks import NormLayer, RDPModule, Reparameterizable, RepVGGBlock, set_fused
 
-__all__ = ["RDPNet", "convert_state_dict"]
+__all__ = ["RDPNet", "convert_state_dict", "name_classes"]
 
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR_STD = (0.2470, 0.2435, 0.2616)
+
+# What timm's pretrained_cfg says of weights, where these are none that it knows
+_UNKNOWN_WEIGHTS = dict.fromkeys(("label_names", "label_descriptions", "description", "tag"))
 
 
 class RDPNet(nn.Module):
@@ -167,6 +170,7 @@ class RDPNet(nn.Module):
         if num_classes > 0:
             head = Linear(self.head_hidden_size, num_classes, device=weight.device, dtype=weight.dtype)
         self.head = head.train(self.training)
+        name_classes(self, None)
 
     def forward_intermediates(
         self,
@@ -279,6 +283,20 @@ def convert_state_dict(state_dict: Dict[str, Any], model: nn.Module, prefix: str
     return state_dict
 
 
+def name_classes(model: nn.Module, names: Optional[Sequence[str]]) -> None:
+    """Put the names of the classes where timm has them, and take out what is said there of other weights.
+
+    Args:
+        model: a timm model, whose ``pretrained_cfg`` is changed; one without it is left as it is.
+        names: of the classes; None, or another number of them than the model has, where they are unknown.
+    """
+    config = getattr(model, "pretrained_cfg", None)
+    if config:
+        config.update(_UNKNOWN_WEIGHTS)
+        if names and len(names) == getattr(model, "num_classes", None):
+            config.update(label_names=tuple(names), num_classes=len(names))
+
+
 def _channels(base: int, width: float) -> int:
     channels = base * width
     if channels != int(channels) or channels < 1:
@@ -379,6 +397,9 @@ def _create_rdpnet(variant: str, pretrained: bool = False, **kwargs: Any) -> RDP
     if kwargs.get("inference_mode"):  # what timm adapts when pretrained weights have other input channels
         overlay["first_conv"] = "stem.reparam_conv"
     cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), overlay)
+    others = any(overlay.get(source) for source in ("file", "url", "hf_hub_id", "state_dict"))
+    if not pretrained or others or kwargs.get("num_classes", cfg.num_classes) != cfg.num_classes:
+        overlay = {**_UNKNOWN_WEIGHTS, **overlay}
     if pretrained and not (cfg.has_weights or cfg.state_dict):
         raise RuntimeError(
             f"there are no pretrained weights for {variant} yet. Create it with pretrained=False and train it (see "

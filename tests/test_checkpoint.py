@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import rdpnet_timm
+from rdpnet_timm import weights
 from rdpnet_timm.checkpoint import convert_checkpoint, load_model, save_model
 from rdpnet_timm.files import atomic_path, sha256
 from rdpnet_timm.measure.difference import randomize_norms
@@ -264,6 +265,30 @@ def test_the_names_of_the_classes_stay_with_the_weights(suffix: str, tmp_path: P
     save_model(trained(), unnamed, NAME, {})
     assert load_model(unnamed).pretrained_cfg["label_names"] is None
     assert load_model(NAME, random_weights=True).pretrained_cfg["label_names"] is None
+    into = timm.create_model(NAME, pretrained=True, num_classes=3)
+    rdpnet_timm.load_checkpoint(into, source)
+    assert into.pretrained_cfg["label_names"] == names
+
+
+def test_no_classifier_bears_the_names_and_the_accuracy_of_weights_that_it_does_not_have(tmp_path: Path) -> None:
+    told = ("label_names", "description", "tag")
+    digits = str(weights.FOLDER / f"{NAME}.digits.safetensors")  # of ten classes too
+    cleared = timm.create_model(NAME, pretrained=True)
+    assert all(cleared.pretrained_cfg[part] for part in told)
+    cleared.reset_classifier(10)
+    for model in (
+        timm.create_model(NAME),
+        timm.create_model(NAME, checkpoint_path=digits),
+        timm.create_model(f"{NAME}.c100", num_classes=100),
+        timm.create_model(NAME, pretrained=True, num_classes=3),
+        timm.create_model(NAME, pretrained=True, pretrained_cfg_overlay=dict(file=digits)),
+        cleared,
+    ):
+        assert not any(model.pretrained_cfg.get(part) for part in told)
+        assert not any(model.default_cfg.get(part) for part in told), "timm's former name of the same"
+    mine = timm.create_model(NAME, checkpoint_path=digits, pretrained_cfg_overlay=dict(label_names=("a",) * 10))
+    assert mine.pretrained_cfg["label_names"] == ("a",) * 10
+    assert load_model(digits).pretrained_cfg["label_names"] == tuple("0123456789")
 
 
 @pytest.mark.parametrize("text", ["epoch,loss\n1,2.3\n", "e" * 300, "\x80\x02}q.", "(dp0\nS'x'\n"])

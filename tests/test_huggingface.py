@@ -14,6 +14,7 @@ from packaging.version import Version
 from timm.models import save_for_hf
 
 from rdpnet_timm import reparameterize, weights
+from rdpnet_timm.checkpoint import load_model, save_model
 from rdpnet_timm.weights import cards
 
 
@@ -34,6 +35,16 @@ def test_a_saved_model_comes_back_with_its_form_and_its_classes(form: str, tmp_p
     assert torch.equal(logits(again), logits(model))
     assert tuple(again.pretrained_cfg["label_names"]) == tuple(weights.card("rdpnet_025_cifar.c10")["classes"])
     assert again.pretrained_cfg["license"] == "apache-2.0"
+
+
+def test_a_net_of_your_own_takes_its_classes_along_and_nothing_that_is_said_of_others(tmp_path: Path) -> None:
+    name, names = "rdpnet_025_cifar", ("cross", "disc", "square")
+    save_model(timm.create_model(name, num_classes=3), tmp_path / "own.pth", name, {}, names)
+    save_for_hf(load_model(tmp_path / "own.pth"), str(tmp_path / "hub"), safe_serialization=True)
+    again = load_model(f"local-dir:{tmp_path}/hub")
+    assert tuple(again.pretrained_cfg["label_names"]) == names
+    written = (tmp_path / "hub/config.json").read_text()
+    assert "CIFAR" not in written and "c10" not in json.loads(written)["pretrained_cfg"].values()
 
 
 def test_another_width_with_other_arguments_comes_back(tmp_path: Path) -> None:
