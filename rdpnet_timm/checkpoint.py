@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .convert import reparameterize
 from .files import atomic_path
 from .measure.difference import Verification, verify
-from .rdpnet import RDPNet, convert_state_dict, name_classes
+from .rdpnet import RDPNet, convert_state_dict, name_classes, require_same_function
 from .weights.reading import Checkpoint, read_checkpoint
 
 __all__ = ["convert_checkpoint", "deploy_form_of", "load_checkpoint", "load_model", "save_model"]
@@ -34,31 +34,11 @@ def load_checkpoint(model: nn.Module, path: Union[str, Path], use_ema: bool = Tr
     _load_whole(model, read_checkpoint(path, use_ema), str(path))
 
 
-def _require_what_weights_do_not_show(model: nn.Module, checkpoint: Checkpoint, source: str) -> None:
-    """Refuse weights of the form for 32x32 images in a network for 224x224, and those of another channel shuffle."""
-    if not (isinstance(model, RDPNet) and (checkpoint.arch or "").startswith("rdpnet_")):
-        return
-    strides = checkpoint.model_args.get("strides", (1, 1) if _base(str(checkpoint.arch)).endswith("_cifar") else (2, 2))
-    expected, own = (strides[0], strides[0] * strides[1]), tuple(info["reduction"] for info in model.feature_info[:2])
-    if own != expected:
-        raise RuntimeError(
-            f"cannot load '{source}': its weights are those of {checkpoint.arch}, whose first stages have the strides "
-            f"{expected}, and this model's have {own}: the shapes agree, the function does not. Create the model as "
-            f"timm.create_model('{checkpoint.arch}')"
-        )
-    if any(".branches." in name for name in checkpoint.state_dict):  # a deploy form has the shuffle in its weights
-        shuffle = checkpoint.model_args.get("shuffle_groups", 2)
-        if max(shuffle, 1) != max(model.shuffle_groups, 1):
-            raise RuntimeError(
-                f"cannot load '{source}': its weights are those of a network with shuffle_groups={shuffle}, and this "
-                f"model has {model.shuffle_groups}: the shapes agree, the function does not. Create the model with "
-                f"shuffle_groups={shuffle}"
-            )
-
-
 def _load_whole(model: nn.Module, checkpoint: Checkpoint, source: str) -> None:
     """Load the weights of a checkpoint and the names of their classes."""
-    _require_what_weights_do_not_show(model, checkpoint, source)
+    if isinstance(model, RDPNet) and (checkpoint.arch or "").startswith("rdpnet_"):
+        groups = model.shuffle_groups if any(".branches." in name for name in checkpoint.state_dict) else None
+        require_same_function(source, str(checkpoint.arch), checkpoint.model_args, model.strides, groups)
     try:
         state_dict = convert_state_dict(checkpoint.state_dict, model)
     except RuntimeError as error:

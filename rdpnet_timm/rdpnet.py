@@ -5,7 +5,7 @@ Journal of Cloud Computing 11:54, 2022, doi 10.1186/s13677-022-00330-5. No code 
 """
 
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -24,10 +24,11 @@ from torch import Tensor, nn
 from . import weights
 from .blocks import NormLayer, RDPModule, Reparameterizable, RepVGGBlock, set_fused
 
-__all__ = ["RDPNet", "convert_state_dict", "name_classes"]
+__all__ = ["RDPNet", "convert_state_dict", "name_classes", "require_same_function"]
 
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR_STD = (0.2470, 0.2435, 0.2616)
+STRIDES, CIFAR_STRIDES = (2, 2, 2, 2, 2), (1, 1, 2, 2, 2)
 
 # What timm's pretrained_cfg says of weights, where these are none that it knows
 _UNKNOWN_WEIGHTS = dict.fromkeys(("label_names", "label_descriptions", "description", "tag"))
@@ -60,7 +61,7 @@ class RDPNet(nn.Module):
     def __init__(
         self,
         width: float = 1.0,
-        strides: Tuple[int, ...] = (2, 2, 2, 2, 2),
+        strides: Tuple[int, ...] = STRIDES,
         shuffle_groups: int = 2,
         pointwise_identity: bool = False,
         single_branch: bool = False,
@@ -87,6 +88,7 @@ class RDPNet(nn.Module):
         )
         self.num_classes = num_classes
         self.in_chans = in_chans
+        self.strides = tuple(strides)
         self.shuffle_groups = shuffle_groups
         self.drop_rate = drop_rate
         self.grad_checkpointing = False
@@ -297,6 +299,37 @@ def name_classes(model: nn.Module, names: Optional[Sequence[str]]) -> None:
             config.update(label_names=tuple(names), num_classes=len(names))
 
 
+def require_same_function(
+    source: str, arch: str, args: Mapping[str, Any], strides: Sequence[int], shuffle_groups: Optional[int]
+) -> None:
+    """Refuse weights for a network that differs from theirs in what their shapes do not show.
+
+    Args:
+        source: of the weights, for the message.
+        arch: the timm name of their network.
+        args: its arguments.
+        strides: of the other network.
+        shuffle_groups: of the other network; None for weights in the deploy form, which have their shuffle in them.
+
+    Raises:
+        RuntimeError: other strides, or another channel shuffle.
+    """
+    expected = tuple(args.get("strides", CIFAR_STRIDES if arch.partition(".")[0].endswith("_cifar") else STRIDES))
+    if tuple(strides) != expected:
+        raise RuntimeError(
+            f"cannot load '{source}': its weights are those of {arch} with the strides {expected}, and this model has "
+            f"{tuple(strides)}: the shapes agree, the function does not. Create the model with the strides of the "
+            f"weights, as timm.create_model('{arch}') does where nothing else is said"
+        )
+    expected = args.get("shuffle_groups", 2)
+    if shuffle_groups is not None and max(shuffle_groups, 1) != max(expected, 1):
+        raise RuntimeError(
+            f"cannot load '{source}': its weights are those of a network with shuffle_groups={expected}, and this "
+            f"model has {shuffle_groups}: the shapes agree, the function does not. Create the model with "
+            f"shuffle_groups={expected}"
+        )
+
+
 def _channels(base: int, width: float) -> int:
     channels = base * width
     if channels != int(channels) or channels < 1:
@@ -396,6 +429,8 @@ def _create_rdpnet(variant: str, pretrained: bool = False, **kwargs: Any) -> RDP
     overlay = dict(kwargs.pop("pretrained_cfg_overlay", None) or {})
     if kwargs.get("inference_mode"):  # what timm adapts when pretrained weights have other input channels
         overlay["first_conv"] = "stem.reparam_conv"
+    elif kwargs.get("single_branch"):
+        overlay["first_conv"] = "stem.branches.conv3x3.conv"
     cfg = resolve_pretrained_cfg(variant, kwargs.get("pretrained_cfg"), overlay)
     others = any(overlay.get(source) for source in ("file", "url", "hf_hub_id", "state_dict"))
     if not pretrained or others or kwargs.get("num_classes", cfg.num_classes) != cfg.num_classes:
@@ -408,6 +443,19 @@ def _create_rdpnet(variant: str, pretrained: bool = False, **kwargs: Any) -> RDP
         )
     if pretrained and cfg.file and Path(cfg.file).parent == weights.FOLDER:
         weights.check(cfg.file)
+        card = weights.card(cfg.file)
+        if kwargs.get("single_branch"):
+            raise RuntimeError(
+                f"the weights of {card['model']} that come with the package are of the network with branches: create "
+                "it without single_branch=True, or with random weights (pretrained=False)"
+            )
+        require_same_function(
+            cfg.file,
+            card["model"],
+            card["model_args"],
+            kwargs.get("strides", STRIDES),
+            kwargs.get("shuffle_groups", 2),
+        )
     return build_model_with_cfg(
         RDPNet,
         variant,
@@ -420,7 +468,7 @@ def _create_rdpnet(variant: str, pretrained: bool = False, **kwargs: Any) -> RDP
 
 
 def _create_rdpnet_cifar(variant: str, pretrained: bool = False, **kwargs: Any) -> RDPNet:
-    return _create_rdpnet(variant, pretrained, **{"strides": (1, 1, 2, 2, 2), **kwargs})
+    return _create_rdpnet(variant, pretrained, **{"strides": CIFAR_STRIDES, **kwargs})
 
 
 @register_model

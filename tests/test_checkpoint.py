@@ -196,6 +196,8 @@ def test_weights_of_another_shuffle_are_refused(tmp_path: Path) -> None:
     save_model(plain, path, NAME, {"shuffle_groups": 0})
     with pytest.raises(RuntimeError, match="shuffle_groups=0, and this model has 2"):
         rdpnet_timm.load_checkpoint(shuffled, path)
+    with pytest.raises(RuntimeError, match="shuffle_groups=0, and this model has 4"):
+        load_model(path, shuffle_groups=4)
     rdpnet_timm.load_checkpoint(timm.create_model(NAME, shuffle_groups=1), path)
     convert_checkpoint(path, tmp_path / "deployed.pth")
     merged = timm.create_model(NAME, inference_mode=True)  # the weights hold what shuffle there was

@@ -904,6 +904,8 @@ def test_a_run_begins_with_weights_whose_classifier_may_have_other_classes(tmp_p
     ):
         with pytest.raises(error, match=told):
             Run(MODEL, RECIPES["demo"], weights=weights).create_model(4)
+    with pytest.raises(RuntimeError, match="shuffle_groups=2, and this model has 0"):
+        Run(MODEL, RECIPES["demo"], model_args=(("shuffle_groups", 0),), weights=f"{MODEL}.c10").create_model(4)
 
 
 def test_a_run_that_began_with_weights_says_so_and_is_another_run(tmp_path, capsys):

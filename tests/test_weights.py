@@ -121,6 +121,30 @@ def test_a_feature_extractor_has_the_weights_too(inference_mode):
         torch.testing.assert_close(features(x)[-1], whole.forward_features(x))
 
 
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({"shuffle_groups": 0}, "shuffle_groups=2, and this model has 0"),
+        ({"shuffle_groups": 4, "features_only": True}, "shuffle_groups=2, and this model has 4"),
+        ({"strides": (1, 1, 2, 2, 1)}, r"strides \(1, 1, 2, 2, 2\), and this model has \(1, 1, 2, 2, 1\)"),
+        ({"single_branch": True}, "network with branches.*without single_branch"),
+        ({"single_branch": True, "inference_mode": True}, "network with branches.*without single_branch"),
+    ],
+)
+def test_a_network_of_another_function_does_not_get_the_weights(told, message):
+    with pytest.raises(RuntimeError, match=message):
+        timm.create_model("rdpnet_025_cifar", pretrained=True, **told)
+
+
+def test_weights_of_single_branches_are_adapted_to_one_channel_as_others_are(tmp_path):
+    source = timm.create_model("rdpnet_025_cifar", single_branch=True)
+    torch.save(source.state_dict(), tmp_path / "own.pth")
+    told = {"pretrained_cfg_overlay": {"file": str(tmp_path / "own.pth")}, "single_branch": True}
+    grey = timm.create_model("rdpnet_025_cifar", pretrained=True, in_chans=1, **told)
+    kernels = [model.stem.branches.conv3x3.conv.weight for model in (grey, source)]
+    torch.testing.assert_close(kernels[0], kernels[1].sum(1, keepdim=True))
+
+
 def test_a_damaged_file_is_an_error_that_names_both_sums(tmp_path, monkeypatch):
     for suffix in ("safetensors", "json"):
         shutil.copy(weights.FOLDER / f"{DIGITS}.{suffix}", tmp_path)
