@@ -14,6 +14,10 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from .fused import conditions, inductor
 from .reparam import (
@@ -32,6 +36,11 @@ __all__ = [
 ]  # fmt: skip
 
 NormLayer = Callable[..., nn.Module]
+
+# scales and shifts in evaluation, by how they compute; other libraries' are known by name
+_NORM_FORWARDS = (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward, nn.InstanceNorm2d.forward)
+_NORM_NAMES = ("FrozenBatchNorm2d", "SyncBatchNorm")
+_WEIGHT_HOOKS = (BasePruningMethod, SpectralNorm, WeightNorm)  # set the weight before a forward pass
 
 
 class Reparameterizable(nn.Module):
@@ -102,6 +111,13 @@ class _ConvNorm(nn.Sequential):
 
     def __init__(self, conv: nn.Conv2d, norm: nn.Module) -> None:
         super().__init__(OrderedDict(conv=conv, norm=norm))
+
+    @torch.jit.unused
+    def is_as_made(self) -> bool:
+        """Whether these are still torch's convolution, without bias, and one norm."""
+        if len(self) != 2 or type_before_parametrizations(self.conv) not in (nn.Conv2d, SlicedConv2d):
+            return False
+        return self.conv.bias is None
 
 
 class SlicedConv2d(nn.Conv2d):
@@ -257,9 +273,7 @@ class _MultiBranchBlock(Reparameterizable):
             skipped.append(branch)
             if name == "identity":
                 continue
-            if type(branch) is not _ConvNorm or len(branch) != 2:
-                return False
-            if type(branch.conv) not in (nn.Conv2d, SlicedConv2d) or branch.conv.padding_mode != "zeros":
+            if type(branch) is not _ConvNorm or not branch.is_as_made() or branch.conv.padding_mode != "zeros":
                 return False
             skipped += [branch.conv, branch.norm]
         return not conditions.have_hooks(skipped)
@@ -286,7 +300,7 @@ class _MultiBranchBlock(Reparameterizable):
         """All branches as one kernel, in float64."""
         main = next(iter(self.branches.values())).conv
         return add_kernels(
-            *(pad_kernel(_branch_kernel(branch, main.groups), main.kernel_size[0]) for branch in self.branches.values())
+            *(pad_kernel(_branch_kernel(branch, main), main.kernel_size[0]) for branch in self.branches.values())
         )
 
     def reparameterize(self) -> None:
@@ -294,6 +308,9 @@ class _MultiBranchBlock(Reparameterizable):
 
         The convolution has the dtype, device, memory format and training flag of the block's first branch, and
         requires a gradient if any parameter of the branches did.
+
+        Raises:
+            ValueError: a branch was changed and computes more than one convolution and a norm in evaluation.
         """
         if self.is_deployed:
             return
@@ -334,22 +351,52 @@ def set_fused(model: nn.Module, enabled: bool = True) -> nn.Module:
     return model
 
 
-def _branch_kernel(branch: nn.Module, groups: int) -> Kernel:
-    """One branch, a convolution and its norm or a norm alone, as a kernel of its own size."""
-    is_identity = not isinstance(branch, _ConvNorm)
-    if not is_identity and len(branch) != 2:
-        raise ValueError(
-            f"cannot reparameterise a branch of {len(branch)} modules, expected a convolution and its norm: {branch}"
-        )
-    norm = branch if is_identity else branch.norm
+def _branch_kernel(branch: nn.Module, main: nn.Conv2d) -> Kernel:
+    """One branch, a convolution and its norm or a norm alone, as a kernel of its own size.
+
+    Args:
+        branch: the branch; somebody may have exchanged it or parts of it.
+        main: the convolution of the block's first branch, whose place the merged one takes.
+
+    Raises:
+        ValueError: the branch computes, or may compute, something else than such a kernel.
+    """
+
+    def require(is_met: bool, expected: str) -> None:
+        if not is_met:
+            raise ValueError(f"cannot reparameterise a branch, expected {expected}: {branch}")
+
+    norm, parts = branch, [branch]
+    if isinstance(branch, _ConvNorm):
+        require(branch.is_as_made(), "a convolution and its norm, the convolution nn.Conv2d without bias")
+        require(_lies_within(branch.conv, main), f"a convolution of 1x1 or as the block's first one, {main}")
+        norm, parts = branch.norm, [branch, branch.conv, branch.norm]
+    is_known = type(norm).forward in _NORM_FORWARDS or type(norm).__name__ in _NORM_NAMES
+    require(is_known, "torch's batch norm or a frozen one, alone or behind a convolution")
+    for part in parts:
+        hooks = [*part._forward_hooks.values(), *part._forward_pre_hooks.values()]
+        is_bare = "forward" not in vars(part) and all(isinstance(hook, _WEIGHT_HOOKS) for hook in hooks)
+        require(is_bare, "no forward hooks, which may change what it computes")
+        for hook in hooks:  # the weight may be that of the last forward pass
+            hook(part, ())
     mean, variance = getattr(norm, "running_mean", None), getattr(norm, "running_var", None)
     if mean is None or variance is None:
         raise ValueError(
             f"cannot reparameterise a branch with {norm}: it keeps no running statistics, so its output in evaluation "
             "depends on the batch; use a batch norm with track_running_stats=True"
         )
-    weight = identity_weight(mean.numel(), groups, mean.device) if is_identity else branch.conv.weight
+    weight = identity_weight(mean.numel(), main.groups, mean.device) if norm is branch else branch.conv.weight
     return fuse_norm(weight, mean, variance, norm.eps, getattr(norm, "weight", None), getattr(norm, "bias", None))
+
+
+def _lies_within(conv: nn.Conv2d, main: nn.Conv2d) -> bool:
+    """Whether the kernel of ``conv`` is, with zeros around it, one of ``main``."""
+    if (conv.stride, conv.groups) != (main.stride, main.groups):
+        return False
+    if conv.kernel_size == (1, 1):
+        return conv.padding == (0, 0)
+    geometry = [(one.kernel_size, one.padding, one.dilation, one.padding_mode) for one in (conv, main)]
+    return geometry[0] == geometry[1]
 
 
 class RepVGGBlock(_MultiBranchBlock):

@@ -1,7 +1,7 @@
 """The train form is the paper's formula written out, and the deploy form is the same function: over widths, forms,
 ablations, input channels, output strides, dtypes and the states that batch norms get into."""
 
-from typing import Any, Dict
+from typing import Any, Callable, Dict
 
 import pytest
 import timm
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import rdpnet_timm
 from rdpnet_timm.blocks import DepthBlock, PointBlock, RDPModule, RepVGGBlock
@@ -265,3 +266,86 @@ def test_a_norm_without_running_statistics_is_refused() -> None:
     )
     with pytest.raises(ValueError, match="running statistics"):
         rdpnet_timm.reparameterize(model)
+
+
+def _with_another_convolution(block: PointBlock) -> None:
+    block.branches["conv1x1_a"].conv = timm.layers.StdConv2d(8, 8, 1)
+
+
+def _with_a_larger_convolution(block: PointBlock) -> None:
+    block.branches["conv1x1_b"].conv = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+
+
+def _with_a_convolution_wrapped(block: PointBlock) -> None:
+    conv = block.branches["conv1x1_a"].conv
+    wrapper = nn.Sequential(conv, nn.Tanh())
+    wrapper.weight = conv.weight
+    block.branches["conv1x1_a"].conv = wrapper
+
+
+def _with_a_bias(block: PointBlock) -> None:
+    block.branches["conv1x1_a"].conv.bias = nn.Parameter(torch.ones(8))
+
+
+def _with_a_hook(block: PointBlock) -> None:
+    block.branches["conv1x1_a"].register_forward_hook(lambda module, inputs, output: output * 2)
+
+
+def _with_a_hook_before(block: PointBlock) -> None:
+    block.branches["identity"].register_forward_pre_hook(lambda module, inputs: (inputs[0] * 2,))
+
+
+def _with_fake_quantisation(block: PointBlock) -> None:
+    block.qconfig = torch.ao.quantization.get_default_qat_qconfig("x86")
+    torch.ao.quantization.prepare_qat(block, inplace=True)
+
+
+def _with_activations_in_the_norms(block: PointBlock) -> None:
+    block.branches["identity"] = timm.layers.BatchNormAct2d(8)
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")
+@pytest.mark.parametrize(
+    "change",
+    [
+        _with_another_convolution,
+        _with_a_larger_convolution,
+        _with_a_convolution_wrapped,
+        _with_a_bias,
+        _with_a_hook,
+        _with_a_hook_before,
+        _with_fake_quantisation,
+        _with_activations_in_the_norms,
+    ],
+)
+def test_a_branch_that_computes_something_else_is_refused(change: Callable[[PointBlock], None]) -> None:
+    block = PointBlock(8, 8, identity=True)
+    change(block)
+    with pytest.raises(ValueError, match="cannot reparameterise a branch, expected"):
+        block.reparameterize()
+
+
+def _with_weights_normalised(block: PointBlock) -> None:
+    nn.utils.parametrizations.weight_norm(block.branches["conv1x1_a"].conv)
+
+
+def _with_weights_pruned(block: PointBlock) -> None:
+    conv = block.branches["conv1x1_a"].conv
+    prune.l1_unstructured(conv, "weight", 0.5)
+    with torch.no_grad():
+        conv.weight_orig.mul_(2)  # as a step of an optimiser or a checkpoint does: no forward pass in between
+
+
+def _with_frozen_norms(block: PointBlock) -> None:
+    block.branches["conv1x1_a"].norm = timm.layers.convert_sync_batchnorm(block.branches["conv1x1_a"].norm)
+    block.branches["conv1x1_b"] = timm.layers.freeze_batch_norm_2d(block.branches["conv1x1_b"])
+
+
+@pytest.mark.parametrize("change", [_with_weights_normalised, _with_weights_pruned, _with_frozen_norms])
+def test_other_ways_to_the_same_weights_and_norms_are_merged(change: Callable[[PointBlock], None]) -> None:
+    block = randomize_norms(PointBlock(8, 8, identity=True)).eval().requires_grad_(False)
+    change(block)
+    deployed = rdpnet_timm.reparameterize(block)
+    x = torch.randn(2, 8, 4, 4)
+    with torch.no_grad():
+        assert relative_difference(deployed(x), block(x)) <= 1e-5

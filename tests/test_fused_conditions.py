@@ -161,6 +161,16 @@ def with_a_longer_branch(model):
     model.point.branches["conv1x1_a"].append(nn.Tanh())
 
 
+def with_biases(model):
+    for conv in model.depth.parts()[0] + model.point.parts()[0]:
+        conv.bias = nn.Parameter(torch.ones(conv.out_channels))
+
+
+def with_forwards_of_their_own(model):
+    for norm in model.depth.parts()[1] + model.point.parts()[1]:
+        norm.forward = torch.tanh
+
+
 def with_wrapped_blocks(model):
     model.depth, model.point = nn.Sequential(model.depth, nn.Tanh()), nn.Sequential(model.point, nn.Tanh())
 
@@ -173,6 +183,8 @@ def with_wrapped_blocks(model):
         (with_attention_between, 2),
         (with_a_branch_more, 0),
         (with_a_longer_branch, 0),
+        (with_biases, 0),
+        (with_forwards_of_their_own, 0),
         (with_wrapped_blocks, 2),
     ],
     ids=lambda change: getattr(change, "__name__", ""),
@@ -184,8 +196,8 @@ def test_what_a_user_exchanged_is_called(steps, change, fused_blocks):
     assert steps.count(model, x.float()) == fused_blocks
     model = rdpnet_timm.set_fused(copy.deepcopy(branches))
     torch.testing.assert_close(model(x), branches(x), rtol=1e-9, atol=1e-9)
-    if change is with_a_longer_branch:
-        with pytest.raises(ValueError, match="branch of 3 modules"):
+    if change in (with_a_longer_branch, with_biases, with_forwards_of_their_own):
+        with pytest.raises(ValueError, match="cannot reparameterise a branch, expected"):
             rdpnet_timm.reparameterize(model)
     else:
         torch.testing.assert_close(rdpnet_timm.reparameterize(model)(x), model.eval()(x), rtol=1e-9, atol=1e-9)

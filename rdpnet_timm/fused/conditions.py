@@ -131,11 +131,15 @@ def _is_plain_eager() -> bool:
 
 
 def have_hooks(modules: Sequence[nn.Module]) -> bool:
-    """Whether calling one of ``modules`` would call a hook as well."""
+    """Whether calling one of ``modules`` would call a hook, or a forward of its own, as well."""
     if any(getattr(torch_module, hooks) for hooks in GLOBAL_HOOKS):
         return True
     return any(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
         for module in modules
     )
 
