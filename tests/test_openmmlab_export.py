@@ -1,5 +1,6 @@
 """Whole detectors and segmentors in ONNX Runtime and OpenVINO find what OpenMMLab finds, or are not written."""
 
+import importlib
 import json
 import os
 import re
@@ -25,6 +26,7 @@ from rdpnet_timm.measure.difference import randomize_norms
 
 pytest.importorskip("mmdet")
 pytest.importorskip("mmseg")
+import mmcv.ops
 from mmdet.apis import inference_detector, init_detector
 from mmengine.config import Config
 from mmseg.apis import inference_model, init_model
@@ -407,6 +409,35 @@ def test_maps_of_one_stride_are_added_as_mmdet_does(tmp_path):
     assert len(found[0]) > 20 and agreement([expected], [found]).same >= 0.95
     neck = traceable(build(DETECTOR)[0], settings).neck
     assert neck.upsample_cfg["scale_factor"] == 2  # where each map is twice the next
+
+
+@pytest.mark.parametrize("config", [DETECTOR, SEGMENTOR])
+def test_a_config_of_classes_is_that_of_their_names(config, tmp_path):
+    """mmengine's new style, which has no default_scope either."""
+    model, settings = build(config)
+    module, kinds = importlib.import_module(f"{settings.default_scope}.registry"), {}
+    registries = [getattr(module, name) for name in ("MODELS", "DATASETS", "TRANSFORMS", "TASK_UTILS", "DATA_SAMPLERS")]
+
+    def kind(match):
+        found = filter(None, (registry.get(match[1]) for registry in registries))
+        each = next(found, None) or getattr(mmcv.ops, match[1])
+        if each.__name__ != match[1]:  # an alias, such as SyncBN
+            return match[0]
+        kinds[match[1]] = each
+        return f"'type': {match[1]}"
+
+    text = "".join(f"{name} = {settings[name].to_dict()!r}\n" for name in ("model", "test_dataloader"))
+    text = re.sub(r"'type': '(\w+)'", kind, text)
+    text = "".join(f"from {each.__module__} import {name}\n" for name, each in kinds.items()) + text
+    (tmp_path / "config.py").write_text(text)
+    new, new_settings = build(tmp_path / "config.py")
+    assert isinstance(new_settings.test_dataloader.dataset.type, type)
+    new.load_state_dict(spread(model).state_dict())
+    expected = openmmlab_answers(model, settings)(PICTURES[0])
+    assert agreement([expected], [openmmlab_answers(new, new_settings)(PICTURES[0])]).same == 1
+    found = traceable(new, new_settings)(torch.from_numpy(PICTURES[0]))
+    found = [each.numpy() for each in (found if config == DETECTOR else [found])]
+    assert agreement([expected], [found]).same >= 0.95
 
 
 def test_without_a_checkpoint_the_weights_are_random_which_is_said(tmp_path, caplog):

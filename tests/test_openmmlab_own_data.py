@@ -271,6 +271,20 @@ def test_what_is_in_an_object_of_another_class_is_not_looked_at_as_in_mmdet(own:
     assert not errors and "'washer' (1)" in warning and len(build_dataset(boxes(own))) == 7  # without the empty one
 
 
+def test_a_dataset_by_its_class_is_looked_through_as_by_its_name(own: Path) -> None:
+    from mmdet.datasets import CocoDataset, VOCDataset
+    from mmseg.datasets import BaseSegDataset, PascalVOCDataset
+
+    shutil.rmtree(own / "data/parts/JPEGImages")
+    shutil.rmtree(own / "data/ground/JPEGImages")
+    for dataset, kind in ((boxes(own), VOCDataset), (coco(own), CocoDataset), (masks(own), BaseSegDataset)):
+        found = check_data(dataset)
+        assert found.errors and check_data({**dataset, "type": kind}) == found
+    dataset = {**masks(own), "type": PascalVOCDataset}
+    _take_own_classes(dataset)
+    assert dataset["type"] == "mmseg.BaseSegDataset"
+
+
 def test_a_picture_under_another_suffix_is_pointed_at(own: Path) -> None:
     picture = own / "data/parts/JPEGImages" / f"{first(own, 'parts')}.jpg"
     picture.rename(picture.with_suffix(".png"))

@@ -56,8 +56,8 @@ def openmmlab_answers(model: Any, settings: Any) -> Callable[[np.ndarray], Answe
     return answer
 
 
-def _scoped(kind: str, scope: str) -> str:
-    return kind if "." in kind else f"{scope}.{kind}"
+def _scoped(kind: Any, scope: str) -> Any:
+    return kind if not isinstance(kind, str) or "." in kind else f"{scope}.{kind}"
 
 
 def agreement(expected: Sequence[Answer], actual: Sequence[Answer]) -> Agreement:

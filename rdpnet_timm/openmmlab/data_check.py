@@ -13,7 +13,7 @@ import numpy as np
 from mmengine.config import Config, ConfigDict
 from mmengine.fileio import list_from_file
 
-__all__ = ["Findings", "check_data", "class_counts", "leaf_datasets", "missing_data", "named_classes"]
+__all__ = ["Findings", "check_data", "class_counts", "kind_of", "leaf_datasets", "missing_data", "named_classes"]
 
 T = TypeVar("T")
 Size = Tuple[int, int]  # width and height
@@ -87,7 +87,7 @@ def check_data(dataset: Any, ignored_labels: Iterable[int] = (), is_training: bo
     """
     findings = Findings([], [])
     for part in leaf_datasets(dataset):
-        kind = _kind(part)
+        kind = kind_of(part)
         if "://" in str(part.get("data_root") or ""):
             continue
         if kind in ("VOCDataset", "XMLDataset"):
@@ -110,7 +110,7 @@ def class_counts(model: Any, heads: Sequence[str] = ("bbox_head", "decode_head",
         elif isinstance(part, dict):
             if (
                 path.split(".")[-1].split("[")[0] in heads
-                and _kind(part) != "STDCHead"
+                and kind_of(part) != "STDCHead"
                 and isinstance(part.get("num_classes"), int)
             ):
                 found[path] = part["num_classes"]
@@ -121,8 +121,10 @@ def class_counts(model: Any, heads: Sequence[str] = ("bbox_head", "decode_head",
     return found
 
 
-def _kind(part: Dict[str, Any]) -> str:
-    return str(part.get("type", "")).split(".")[-1]
+def kind_of(part: Dict[str, Any]) -> str:
+    """The name of a config's ``type`` without its scope; in mmengine's new style that is a class or a function."""
+    kind = part.get("type", "")
+    return str(getattr(kind, "__name__", kind)).rsplit(".", 1)[-1]
 
 
 def _classes(part: Dict[str, Any]) -> Optional[Sequence[str]]:
@@ -132,7 +134,7 @@ def _classes(part: Dict[str, Any]) -> Optional[Sequence[str]]:
 
 def _type_classes(part: Dict[str, Any]) -> Sequence[str]:
     """The classes that a type of dataset has by itself."""
-    kind = _kind(part)
+    kind = kind_of(part)
     package = "mmseg" if kind in ("PascalVOCDataset", "BaseSegDataset") else "mmdet"
     return getattr(importlib.import_module(f"{package}.datasets"), kind).METAINFO.get("classes", ())
 
@@ -207,7 +209,7 @@ def _lies(picture: Any) -> bool:
 
 def _picture_headers(paths: Sequence[str], part: Dict[str, Any], findings: Findings) -> List[_Header]:
     """The headers of a dataset's pictures, what is wrong with them being told."""
-    loaders = [transform for transform in part.get("pipeline") or () if _kind(transform) == "LoadImageFromFile"]
+    loaders = [transform for transform in part.get("pipeline") or () if kind_of(transform) == "LoadImageFromFile"]
     is_turned = all(loader.get("color_type", "color") in ("color", "grayscale") for loader in loaders)
     headers = _each(lambda path: _header(path, is_turned), paths)
     _collect((header.problem for header in headers), "pictures", len(paths), findings.errors)
@@ -372,7 +374,7 @@ def _check_masks(part: Dict[str, Any], ignored: Set[int], is_training: bool, fin
             findings.errors.append(f"there is no picture *{suffixes[0]} in {os.path.abspath(pictures_in)}")
     headers = _picture_headers([os.path.join(pictures_in, name + suffixes[0]) for name in names], part, findings)
     if prefix.get("seg_map_path") is None:  # pictures to be tried on alone
-        if any(_kind(transform) == "LoadAnnotations" for transform in part.get("pipeline") or ()):
+        if any(kind_of(transform) == "LoadAnnotations" for transform in part.get("pipeline") or ()):
             findings.errors.append("the pipeline loads masks (LoadAnnotations), and data_prefix has no seg_map_path")
         return
     masks = [_join(part, prefix["seg_map_path"], name + suffixes[1]) for name in names]

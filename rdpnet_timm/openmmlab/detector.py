@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import nms, roi_align
 
+from .data_check import kind_of
 from .picture import Picture, Resize, Unsupported
 
 __all__ = ["Detector"]
@@ -230,5 +231,5 @@ def _require_faster_rcnn(model: Any) -> None:
             "a DeltaXYWHBBoxCoder",
         )  # fmt: skip
     for part, config in (("rpn", rpn.test_cfg), ("rcnn", roi.test_cfg)):
-        kind = (config.get("nms") or {}).get("type")
+        kind = kind_of(config.get("nms") or {})
         require(kind == "nms", f"test_cfg.{part} suppresses by {kind}", "plain nms")

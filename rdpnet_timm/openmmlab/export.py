@@ -196,12 +196,13 @@ def build(config: Union[str, Path], checkpoint: Union[str, Path, None] = None) -
     from mmengine.registry import MODELS, init_default_scope
 
     settings = Config.fromfile(config)
-    scope = settings.get("default_scope")
+    scope = settings.get("default_scope") or _package(settings.get("model") or {})
     if "model" not in settings or scope not in ("mmdet", "mmseg"):
         raise ValueError(
             f"expected a config of mmdet or mmseg with a model in it, got '{config}' of {scope or 'no scope'}; "
             "a classifier is exported by its timm name or checkpoint"
         )
+    settings.default_scope = scope
     require(scope, "export of this config")
     require(f"{scope}.utils", "export of this config").register_all_modules(init_default_scope=False)
     init_default_scope(scope)
@@ -211,6 +212,12 @@ def build(config: Union[str, Path], checkpoint: Union[str, Path, None] = None) -
         _load(model, weights, Path(checkpoint), config)
         model.dataset_meta = (meta.get("meta") or {}).get("dataset_meta")
     return model.eval().requires_grad_(False), settings
+
+
+def _package(model: Dict[str, Any]) -> str:
+    """Whose a model is, by its type: a class, or a name with the scope before it."""
+    kind = model.get("type", "")
+    return str(getattr(kind, "__module__", kind)).split(".")[0]
 
 
 def _load(model: nn.Module, weights: Dict[str, torch.Tensor], checkpoint: Path, config: Path) -> None:

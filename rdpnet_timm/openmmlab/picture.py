@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .data_check import kind_of
+
 __all__ = ["Picture", "Resize", "Unsupported", "picture_transforms", "resized", "test_dataset"]
 
 
@@ -42,7 +44,7 @@ def picture_transforms(config: Any) -> Tuple[List[Dict[str, Any]], Optional[Resi
     """
     resize, kept = None, []
     for transform in test_dataset(config)["pipeline"]:
-        kind = str(transform["type"]).rsplit(".", 1)[-1]
+        kind = kind_of(transform)
         if kind == "LoadAnnotations":
             continue
         if kind == "Resize" and resize is None:

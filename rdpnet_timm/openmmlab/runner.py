@@ -13,7 +13,7 @@ from torch import nn
 
 from ..allocator import keep_freed_memory, peak_memory
 from ..measure.machine import memory
-from .data_check import Findings, check_data, class_counts, leaf_datasets, missing_data, named_classes
+from .data_check import Findings, check_data, class_counts, kind_of, leaf_datasets, missing_data, named_classes
 
 __all__ = ["DataCheckingRunner"]
 
@@ -142,7 +142,7 @@ def _is_evaluated_on_the_same(cfg: Any) -> bool:
 def _take_own_classes(dataset: Dict[str, Any]) -> None:
     """Of mmsegmentation's VOC masks with other classes than VOC's: read them as masks of these."""
     classes = named_classes(dataset)
-    if classes is None or str(dataset.get("type", "")).split(".")[-1] != "PascalVOCDataset":
+    if classes is None or kind_of(dataset) != "PascalVOCDataset":
         return
     from mmseg.datasets import PascalVOCDataset
 
