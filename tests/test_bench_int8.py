@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from torch import nn
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("openvino")
@@ -63,6 +64,13 @@ def test_contestants_to_skip_are_those_there_are(tmp_path, monkeypatch, capsys):
         main(["bench", "int8-speed", "--help"])
     shown = capsys.readouterr().out
     assert all(name in shown for name in speed.CONTESTANTS)
+
+
+def test_a_compiled_contestant_is_timed_as_it_was_compiled_whatever_is_compiled_after_it():
+    first = speed.compiled(nn.Linear(3, 4).eval(), torch.randn(1, 3))
+    speed.compiled(nn.Linear(5, 6).eval(), torch.randn(1, 5))
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        first()
 
 
 @pytest.mark.slow

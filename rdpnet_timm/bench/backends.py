@@ -1,8 +1,6 @@
 """What runs a network, in which precision: eager PyTorch, torch.compile, the runtimes, each with its threads pinned."""
 
-import io
 import tempfile
-import warnings
 from functools import cached_property
 from pathlib import Path
 from typing import Callable, Dict, List, NamedTuple, Sequence, Tuple
@@ -11,14 +9,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..deploy.formats import FORMATS, OPENVINO_BFLOAT16, OPENVINO_FLOAT32, Options, onnx_session, openvino_model
+from ..deploy.formats import (
+    FORMATS,
+    OPENVINO_BFLOAT16,
+    OPENVINO_FLOAT32,
+    Options,
+    onnx_session,
+    openvino_model,
+    trace_to_onnx,
+)
 from ..deploy.quantize import QUANTIZERS, quantize_onnx
 from ..extras import require_all
 from ..measure.machine import has_bfloat16, has_vnni
 
 __all__ = [
-    "BACKENDS", "NOISY_DB", "PRECISIONS", "RUNTIMES", "WRONG_DB", "Backend", "Form", "available", "images_like",
-    "onnx_of", "openvino_options", "pin_threads", "prepare", "require", "signal_to_noise",
+    "BACKENDS", "NOISY_DB", "PRECISIONS", "RUNTIMES", "WRONG_DB", "Backend", "Form", "available", "compiled",
+    "eager", "images_like", "onnx_of", "openvino_options", "pin_threads", "prepare", "require", "signal_to_noise",
 ]  # fmt: skip
 
 PRECISIONS = ("float32", "bfloat16", "int8")
@@ -80,15 +86,11 @@ class Form:
     @cached_property
     def onnx(self) -> bytes:
         """The network as an ONNX model, exported once for all runtimes."""
-        buffer = io.BytesIO()
-        axes = {"image": {0: "batch"}, "output": {0: "batch"}} if self.dynamic else None
-        names: Dict[str, List[str]] = {"input_names": ["image"], "output_names": ["output"]}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the tracer warns of every shape it takes for a constant, which it is
-            torch.onnx.export(
-                self.module, (self.x,), buffer, dynamo=False, opset_version=17, dynamic_axes=axes, **names
-            )
-        return buffer.getvalue()
+        axes = {"image": {0: "batch"}, "logits": {0: "batch"}} if self.dynamic else {}
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            trace_to_onnx(self.module, self.x, path, ["logits"], axes)
+            return path.read_bytes()
 
     @cached_property
     def calibration(self) -> Sequence[np.ndarray]:
@@ -159,7 +161,7 @@ def prepare(backend: str, form: Form, threads: int, precision: str = "float32") 
     The runtimes get ``threads`` threads; eager and compiled networks have those of :func:`pin_threads`.
     """
     if backend in ("eager", "compile"):
-        return {"eager": _eager, "compile": _compile}[backend](form)
+        return {"eager": eager, "compile": compiled}[backend](form.module, form.x)
     run, image = runner(backend, form, threads, precision), form.x.numpy()
     return lambda: run(image)
 
@@ -181,22 +183,25 @@ def signal_to_noise(form: Form, run: Callable[[np.ndarray], np.ndarray]) -> floa
     return float(10 * np.log10(np.square(expected.astype(np.float64)).mean() / max(float(noise), 1e-30)))
 
 
-def _eager(form: Form) -> Callable[[], object]:
+def eager(module: nn.Module, x: Tensor) -> Callable[[], object]:
+    """A function that runs ``module`` on ``x`` as it is."""
+
     def run() -> object:
         with torch.inference_mode():
-            return form.module(form.x)
+            return module(x)
 
     return run
 
 
-def _compile(form: Form) -> Callable[[], object]:
+def compiled(module: nn.Module, x: Tensor) -> Callable[[], object]:
+    """A function that runs ``module`` on ``x``, compiled here for :func:`pin_threads`' number of threads."""
     torch._dynamo.config.cache_size_limit = 256  # networks of one class share it
     # frozen weights are what lets the compiler fold norms and lay out kernels, as the runtimes do
-    compiled = torch.compile(form.module, options={"freezing": True})
+    function = torch.compile(module, options={"freezing": True})
 
     def run() -> object:
         with torch.no_grad():
-            return compiled(form.x)
+            return function(x)
 
     run()
     return run

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..convert import reparameterize
+from ..deploy.calibration import Preprocessing
 from ..deploy.formats import (
     FORMATS,
     OPENVINO_BFLOAT16,
@@ -36,6 +37,7 @@ from ..files import atomic_path
 from ..measure.forms import settle_norms
 from ..measure.size import count
 from ..measure.timing import Measurement, measure
+from .backends import compiled, eager, pin_threads
 
 __all__ = ["CONTESTANTS", "Result", "operators", "run"]
 
@@ -87,29 +89,6 @@ class Result(NamedTuple):
         return min((name for name in names if name in self.measurement.samples), key=self.measurement.minimum)
 
 
-def _eager(model: nn.Module, x: Tensor) -> Callable[[], object]:
-    def call() -> object:
-        with torch.inference_mode():
-            return model(x)
-
-    return call
-
-
-def _compiled(model: nn.Module, x: Tensor) -> Callable[[], object]:
-    import torch._inductor.config as inductor
-
-    torch._dynamo.reset()
-    with inductor.patch(freezing=True), torch.no_grad():
-        compiled = torch.compile(model)
-        compiled(x)
-
-    def call() -> object:
-        with torch.no_grad():
-            return compiled(x)
-
-    return call
-
-
 def _pt2e(model: nn.Module, x: Tensor) -> Callable[[], object]:
     """PyTorch's own INT8: quantised with the x86 quantizer, compiled by inductor."""
     require("torchao", "PT2E quantisation")
@@ -123,7 +102,7 @@ def _pt2e(model: nn.Module, x: Tensor) -> Callable[[], object]:
         prepared = prepare_pt2e(exported.module(), quantizer)
         for seed in range(4):
             prepared(torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)))
-        return _compiled(convert_pt2e(prepared), x)
+        return compiled(convert_pt2e(prepared), x)
 
 
 def _write(deployed: nn.Module, x: Tensor, folder: Path) -> Dict[str, Path]:
@@ -154,7 +133,7 @@ def _runner(contestant: str, path: Path, threads: int, x: Tensor) -> Callable[[]
 
 def compare(name: str, threads: int, rounds: int, skip: Sequence[str] = ()) -> Tuple[Result, Dict[str, Any]]:
     """Measure one model with all contestants but ``skip``; also the time by operator of the INT8 artefacts."""
-    torch.set_num_threads(threads)
+    pin_threads(threads)
     torch.manual_seed(0)
     model = timm.create_model(name)
     input_size = model.pretrained_cfg["input_size"]
@@ -169,15 +148,15 @@ def compare(name: str, threads: int, rounds: int, skip: Sequence[str] = ()) -> T
         warnings.simplefilter("ignore")
         paths = _write(deployed, x, Path(scratch))
         contestants: Dict[str, Callable[[], object]] = {
-            "train": _eager(model, x),
-            "deploy": _eager(deployed, x),
-            "channels_last": _eager(deployed_last, last),
+            "train": eager(model, x),
+            "deploy": eager(deployed, x),
+            "channels_last": eager(deployed_last, last),
             **{key: _runner(key, path, threads, x) for key, path in paths.items()},
             "sgemm": lambda: left @ right,
             "int8 gemm": lambda: torch._int_mm(left8, right8),
         }
         if "compile" not in skip:
-            contestants["compile"] = _compiled(deployed_last, last)
+            contestants["compile"] = compiled(deployed_last, last)
         if "pt2e" not in skip:
             contestants["pt2e"] = _pt2e(deployed, x)
         contestants = {key: contestant for key, contestant in contestants.items() if key not in skip}
@@ -235,21 +214,17 @@ def compare_borders(name: str, rounds: int, threads: int = 1) -> Measurement:
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     model = timm.create_model(name)
-    config = model.pretrained_cfg
-    deployed = reparameterize(settle_norms(model, torch.randn(2, *config["input_size"])))
-    image = torch.rand(1, *config["input_size"]) * 255
-    normalized = (image / 255 - torch.tensor(config["mean"]).reshape(1, -1, 1, 1)) / torch.tensor(
-        config["std"]
-    ).reshape(1, -1, 1, 1)
+    preprocessing = Preprocessing.of(model)
+    size, mean, std = preprocessing.input_size, preprocessing.mean, preprocessing.std
+    deployed = reparameterize(settle_norms(model, torch.randn(2, *size)))
+    pixels = torch.rand(1, *size)
     with tempfile.TemporaryDirectory() as scratch:
         contestants: Dict[str, Callable[[], object]] = {}
         for border in (None, *BORDERS):
-            plain = border is None
-            x = normalized if plain else image
-            variant = deployed
-            if border is not None:
-                size = config["input_size"][1:]
-                variant = fold_normalization(deployed, config["mean"], config["std"], 255, border, size)
+            if border is None:
+                variant, x = deployed, preprocessing.normalize(pixels)
+            else:
+                variant, x = fold_normalization(deployed, mean, std, 255, border, size[1:]), pixels * 255
             folder = Path(scratch) / str(border)
             folder.mkdir()
             paths = _write(variant.requires_grad_(False), x, folder)

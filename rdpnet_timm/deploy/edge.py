@@ -18,6 +18,8 @@ from ..extras import quiet, require
 
 __all__ = [
     "NCNN_FLOAT32",
+    "Options",
+    "Runner",
     "load_executorch",
     "load_litert",
     "load_ncnn",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..extras import require, require_all
 from ..measure.machine import cores
 from . import edge
+from .edge import Options, Runner
 
 __all__ = [
     "FORMATS",
@@ -34,9 +35,7 @@ __all__ = [
     "trace_to_onnx",
 ]
 
-Runner = Callable[[np.ndarray], np.ndarray]
 Network = Callable[[np.ndarray], List[np.ndarray]]
-Options = Mapping[str, Any]
 
 # Where the CPU knows bfloat16, OpenVINO computes a float32 model in it unless told otherwise.
 OPENVINO_FLOAT32 = {"INFERENCE_PRECISION_HINT": "f32"}
@@ -108,21 +107,19 @@ def to_onnx(
     The tracing exporter keeps pooling and flattening one node each, where the newer one spells them out; a model that
     it cannot trace goes to the newer one.
     """
-    require("onnx", "export to ONNX")
+    try:
+        batch = {name: {0: "batch"} for name in ("image", *outputs)} if dynamic_batch else {}
+        trace_to_onnx(model, example, path, outputs, batch)
+        return
+    except (RuntimeError, TypeError, torch.onnx.errors.OnnxExporterError):
+        require("onnxscript", "export of this model to ONNX")
     names: Dict[str, Any] = dict(input_names=["image"], output_names=list(outputs))
+    shapes = {"dynamic_shapes": ({0: torch.export.Dim("batch")},)} if dynamic_batch else {}
+    if dynamic_batch:
+        example = example.repeat(2, 1, 1, 1)  # torch.export takes a batch of one for a constant
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # of being the older exporter, and of every shape that is a constant here
-        try:
-            axes = {name: {0: "batch"} for name in ("image", *outputs)} if dynamic_batch else None
-            torch.onnx.export(model, (example,), path, dynamo=False, opset_version=17, dynamic_axes=axes, **names)
-        except (RuntimeError, TypeError, torch.onnx.errors.OnnxExporterError):
-            require("onnxscript", "export of this model to ONNX")
-            shapes = {"dynamic_shapes": ({0: torch.export.Dim("batch")},)} if dynamic_batch else {}
-            if dynamic_batch:
-                example = example.repeat(2, 1, 1, 1)  # torch.export takes a batch of one for a constant
-            torch.onnx.export(
-                model, (example,), path, dynamo=True, external_data=False, verbose=False, **names, **shapes
-            )
+        warnings.simplefilter("ignore")
+        torch.onnx.export(model, (example,), path, dynamo=True, external_data=False, verbose=False, **names, **shapes)
     _give_each_node_its_own(path)
 
 
@@ -156,11 +153,12 @@ def trace_to_onnx(
     """
     require("onnx", "export to ONNX")
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # of being the older exporter, and of every shape that is a constant here
         torch.onnx.export(
             model, (example,), path, dynamo=False, opset_version=17, input_names=["image"], output_names=list(outputs),
             dynamic_axes={name: dict(named) for name, named in axes.items()},
         )  # fmt: skip
+    _give_each_node_its_own(path)
 
 
 @cache
