@@ -16,6 +16,7 @@ from rdpnet_timm import cli
 from rdpnet_timm.bench import backends, docs, isa, peers, plots, report, run, training
 from rdpnet_timm.bench.plots import pareto_front
 from rdpnet_timm.bench.tables import DEPLOY, PAPER_DEPLOY, TABLES, TRAIN
+from rdpnet_timm.deploy.formats import to_onnx
 from rdpnet_timm.measure import machine
 from rdpnet_timm.measure.forms import deploy_form, fold_norms, settle_norms
 from rdpnet_timm.measure.published import IMAGENET, PAPER
@@ -335,6 +336,12 @@ def test_memory_is_the_machines_or_a_containers_limit(limit, expected, monkeypat
     assert machine.memory() == (expected or whole)
 
 
+def test_the_onnx_model_that_is_measured_is_the_one_that_is_exported(tmp_path):
+    module, x = peers.rdpnet(0.25, inference_mode=True).eval(), torch.randn(1, 3, 32, 32)  # its biases are equal
+    to_onnx(module, x, tmp_path / "exported.onnx")
+    assert backends.Form(module, x).onnx == (tmp_path / "exported.onnx").read_bytes()
+
+
 @pytest.mark.slow
 def test_compiled_networks_compute_what_pytorch_computes(form):
     assert torch.allclose(backends.prepare("compile", form, 1)(), outputs(form.module, form.x), atol=1e-5)
@@ -345,7 +352,7 @@ def test_compiled_networks_compute_what_pytorch_computes(form):
 
 def test_single_branches_leave_the_convolutions_of_the_deploy_form():
     single = training.entries(training.Setting(0.25, (3, 32, 32), 16))[0].build()
-    deployed = peers.rdpnet(0.25, strides=peers.CIFAR_STRIDES, inference_mode=True)
+    deployed = peers.rdpnet(0.25, strides=(1, 1, 2, 2, 2), inference_mode=True)
     kernels = [
         sorted(tuple(module.weight.shape) for module in model.modules() if isinstance(module, nn.Conv2d))
         for model in (single, deployed)
@@ -402,7 +409,7 @@ def test_peak_memory_is_that_of_the_tensors_alive_together():
         second, third = torch.empty(2_000_000), torch.empty(500_000)
         return second, third
 
-    assert training.peak_memory(step) == 10_000_000
+    assert training.peak_of_step(step) == 10_000_000
 
 
 def test_a_training_step_does_all_of_its_work_and_can_be_repeated():

@@ -12,8 +12,6 @@ from ..rdpnet import RDPNet
 
 __all__ = ["Trunk", "cifar_form", "mobilenet_v1", "mobilenet_v2", "mobilenet_v3", "rdpnet", "shufflenet_v2", "stack"]
 
-CIFAR_STRIDES = (1, 1, 2, 2, 2)
-
 
 def rdpnet(width: float, **kwargs: Any) -> nn.Module:
     """RDPNet at a width multiplier, in its train form."""

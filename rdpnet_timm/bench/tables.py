@@ -3,7 +3,7 @@
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
+from typing import Callable, Dict, List, Mapping, Optional, Tuple
 
 import timm
 from torch import Tensor, nn
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from ..blocks import DepthBlock, PointBlock, RepVGGBlock
 from ..convert import reparameterize
 from ..measure.forms import deploy_form
-from ..measure.published import IMAGENET, PAPER, PaperTable
+from ..measure.published import ABLATIONS, IMAGENET, PAPER, PaperTable
+from ..rdpnet import CIFAR_STRIDES
 from . import peers
 
 __all__ = ["DEPLOY", "TABLES", "TRAIN", "Comparison", "Entry", "Table"]
@@ -132,7 +133,7 @@ def _entries(names: List[str]) -> Tuple[Entry, ...]:
 
 def _cifar(name: str) -> Entry:
     if name.startswith("RDPNet"):
-        return Entry(name, partial(_NETWORKS[name], strides=peers.CIFAR_STRIDES, num_classes=10), CIFAR_SIZE)
+        return Entry(name, partial(_NETWORKS[name], strides=CIFAR_STRIDES, num_classes=10), CIFAR_SIZE)
     return Entry(name, lambda: peers.cifar_form(_NETWORKS[name](num_classes=10)), CIFAR_SIZE)
 
 
@@ -164,13 +165,6 @@ def _whole(kind: str, name: str) -> Entry:
 
     return Entry(name, build, PICTURE_SIZE)
 
-
-_ABLATIONS: Dict[str, Dict[str, Any]] = {
-    "identity in PW, no shuffle": dict(pointwise_identity=True, shuffle_groups=0),
-    "no identity, no shuffle": dict(shuffle_groups=0),
-    "identity in PW, shuffle": dict(pointwise_identity=True),
-    "no identity, shuffle (RDPNet)": {},
-}
 
 # Names as the tables print them, by timm's; the accuracies of published.py are found by the latter.
 _MODERN = {
@@ -354,10 +348,10 @@ TABLES: Dict[str, Table] = {
                     tuple(
                         Entry(
                             name,
-                            partial(peers.rdpnet, 1.0, strides=peers.CIFAR_STRIDES, num_classes=100, **kwargs),
+                            partial(peers.rdpnet, 1.0, strides=CIFAR_STRIDES, num_classes=100, **kwargs),
                             CIFAR_SIZE,
                         )
-                        for name, kwargs in _ABLATIONS.items()
+                        for name, kwargs in ABLATIONS.items()
                     ),
                     "no identity, shuffle (RDPNet)",
                 ),

@@ -1,6 +1,5 @@
 """Images per second on all cores: what a server asks for, where latency does not matter."""
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable, Dict, List, Sequence, Tuple
 
@@ -8,6 +7,7 @@ import numpy as np
 import torch
 
 from ..deploy.formats import openvino_model
+from ..measure import machine
 from ..measure.forms import deploy_form, settle_norms
 from ..measure.size import count
 from . import backends
@@ -37,7 +37,7 @@ def measure_throughput(result: Result, pairs: Sequence[Pair], start: Start, save
     entries = {entry.name: entry for comparison in TABLES["table5"].comparisons for entry in comparison.entries}
     chosen = ["MobileNetV2-0.5x", "RDPNet-0.75x"] if result["quick"] else list(entries)
     reference = "RDPNet-0.75x" if result["quick"] else "RDPNet-1.25x"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = machine.cores()
     forms, facts = {}, {}
     start("throughput: building", 0, 2)
     for name in chosen:

@@ -14,12 +14,13 @@ from ..allocator import keep_freed_memory
 from ..blocks import SlicedConv2d
 from ..measure.machine import has_bfloat16
 from ..measure.size import count
+from ..rdpnet import CIFAR_STRIDES, STRIDES
 from . import peers
 from .backends import pin_threads
 from .report import Result, Start, entry_facts, measure_run
 from .tables import CIFAR_SIZE, IMAGENET_SIZE, TRAIN, Entry
 
-__all__ = ["SETTINGS", "Setting", "measure_training", "peak_memory", "select", "training_step"]
+__all__ = ["SETTINGS", "Setting", "measure_training", "peak_of_step", "select", "training_step"]
 
 TRAINING_TITLE = "The cost of training"
 TRAINING_NOTE = (
@@ -76,7 +77,7 @@ def entries(setting: Setting) -> List[Entry]:
     is_small = setting.size == CIFAR_SIZE
 
     def rdpnet(**kwargs: Any) -> nn.Module:
-        return peers.rdpnet(setting.width, strides=peers.CIFAR_STRIDES if is_small else (2, 2, 2, 2, 2), **kwargs)
+        return peers.rdpnet(setting.width, strides=CIFAR_STRIDES if is_small else STRIDES, **kwargs)
 
     def mobileone() -> nn.Module:
         model = peers.timm_model("mobileone_s0")
@@ -123,7 +124,7 @@ def training_step(
     return step
 
 
-def peak_memory(step: Callable[[], object], device: str = "cpu") -> int:
+def peak_of_step(step: Callable[[], object], device: str = "cpu") -> int:
     """Bytes that PyTorch's allocator hands out for ``step()`` and holds at the same time, at the most.
 
     What was allocated before, as weights and momenta are after a first step, is not counted.
@@ -187,7 +188,7 @@ def measure_training(
             facts = entry_facts(entry, TRAIN, *count(model, entry.size))
             steps[f"{entry.name}, {TRAIN}"] = step = training_step(model, setting.batch, entry.size, device, precision)
             step()  # the optimizer makes its momenta in the first, and the fused step is compiled
-            facts["extra"] = {"batch": setting.batch, "peak MB": round(peak_memory(step, device) / 1e6)}
+            facts["extra"] = {"batch": setting.batch, "peak MB": round(peak_of_step(step, device) / 1e6)}
             contestants[f"{entry.name}, {TRAIN}"] = facts
         measure_run(
             result,

@@ -1,8 +1,8 @@
 """Figures of others, to put beside what is measured: the paper's tables, and ImageNet accuracies as published."""
 
-from typing import Dict, NamedTuple, Optional, Tuple
+from typing import Any, Dict, NamedTuple, Optional, Tuple
 
-__all__ = ["IMAGENET", "PAPER", "PaperTable", "Published", "published_size"]
+__all__ = ["ABLATIONS", "IMAGENET", "PAPER", "PaperTable", "Published", "published_size"]
 
 
 class PaperTable(NamedTuple):
@@ -103,6 +103,14 @@ PAPER: Dict[str, PaperTable] = {
         },
         f"{_I5} The batch of 128 that the paper names here is that of training: its 14.67 ms is Table 3's at batch 1.",
     ),
+}
+
+# The rows of Table 8, by what makes each of RDPNet.
+ABLATIONS: Dict[str, Dict[str, Any]] = {
+    "identity in PW, no shuffle": dict(pointwise_identity=True, shuffle_groups=0),
+    "no identity, no shuffle": dict(shuffle_groups=0),
+    "identity in PW, shuffle": dict(pointwise_identity=True),
+    "no identity, shuffle (RDPNet)": dict(shuffle_groups=2),
 }
 
 

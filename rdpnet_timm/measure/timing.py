@@ -58,11 +58,6 @@ class Measurement:
     _medians: Dict[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
     @property
-    def is_complete(self) -> bool:
-        """Whether every round was run."""
-        return all(len(times) == self.rounds for times in self.samples.values())
-
-    @property
     def is_noisy(self) -> bool:
         """Whether other programs kept the machine busy before or after the run."""
         return max(self.load_before or 0.0, self.load_after or 0.0) > BUSY_PERCENT

@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
-from ..measure.published import PAPER
+from ..measure.published import ABLATIONS, PAPER
 from .data import Images
 from .progress import epoch_line, say
 from .recipe import Recipe
@@ -46,15 +46,7 @@ TABLES: Dict[int, Dict[str, Network]] = {
             ("1.5", "150"),
         )
     },
-    8: {
-        row: Network("rdpnet_100_cifar", arguments)
-        for row, arguments in (
-            ("identity in PW, no shuffle", dict(pointwise_identity=True, shuffle_groups=0)),
-            ("no identity, no shuffle", dict(shuffle_groups=0)),
-            ("identity in PW, shuffle", dict(pointwise_identity=True)),
-            ("no identity, shuffle (RDPNet)", dict(shuffle_groups=2)),
-        )
-    },
+    8: {row: Network("rdpnet_100_cifar", arguments) for row, arguments in ABLATIONS.items()},
 }
 
 
