@@ -485,19 +485,18 @@ def _add_export(subcommands: Subcommands) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from pathlib import Path
-
     from .checkpoint import load_model
     from .deploy.artifacts import export, table
     from .deploy.calibration import Preprocessing, load_images
     from .deploy.formats import known_format, require_format
     from .deploy.quantize import QUANTIZERS
+    from .files import read_lines
     from .progress import status
 
     for name in args.formats:
         known_format(name)
         require_format(name, args.int8 and name in QUANTIZERS)
-    class_names = Path(args.classes).read_text().splitlines() if args.classes else None
+    class_names = read_lines(args.classes) if args.classes else None
     if args.source.endswith(".py"):
         _export_openmmlab(args, class_names)
         return
@@ -697,17 +696,21 @@ def _add_bench_whole_networks(subcommands: Subcommands) -> None:
 
 
 def _bench_whole_networks(args: argparse.Namespace) -> None:
+    from pathlib import Path
+
     import torch
 
     from .bench.whole_networks import as_json, compare, table
-    from .files import atomic_path
+    from .files import atomic_path, require_writable
 
     torch.set_num_threads(1)
+    if args.output:
+        require_writable(Path(args.output).parent)
     rows = compare(args.config, args.checkpoint, args.artifacts, args.pictures, args.rounds)
+    print(table(rows), flush=True)
     if args.output:
         with atomic_path(args.output) as path:
             path.write_text(as_json(rows))
-    print(table(rows))
 
 
 def _add_bench_int8_accuracy(subcommands: Subcommands) -> None:

@@ -9,7 +9,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Iterator, List, Optional, Union
 
-__all__ = ["all_or_nothing", "atomic_path", "configs", "copy_configs", "recipes", "sha256"]
+__all__ = [
+    "all_or_nothing",
+    "atomic_path",
+    "configs",
+    "copy_configs",
+    "read_lines",
+    "recipes",
+    "require_writable",
+    "sha256",
+]
 
 PACKAGE = Path(__file__).resolve().parent
 
@@ -91,11 +100,8 @@ def all_or_nothing(output: Path) -> Iterator[Path]:
         OSError: ``output`` cannot be written, or a folder has the name of a file.
     """
     made = [folder for folder in (output, *output.parents) if not folder.exists()]
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=output, prefix=".export-"))
-    except OSError as error:
-        raise type(error)(f"cannot write to '{output}' ({error.strerror or error}): choose another folder") from None
+    require_writable(output)
+    scratch = Path(tempfile.mkdtemp(dir=output, prefix=".export-"))
     try:
         with _explained(scratch, output):
             yield scratch
@@ -111,6 +117,33 @@ def all_or_nothing(output: Path) -> Iterator[Path]:
         with suppress(OSError):  # others may have written there since
             for folder in made:
                 folder.rmdir()
+
+
+def require_writable(output: Path) -> None:
+    """Make the folder ``output`` where needed, before the work whose results go there.
+
+    Raises:
+        OSError: it cannot be made, or nothing can be written to it.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output):
+            pass
+    except OSError as error:
+        raise type(error)(f"cannot write to '{output}' ({error.strerror or error}): choose another folder") from None
+
+
+def read_lines(path: Union[str, Path]) -> List[str]:
+    """The lines of a text in UTF-8.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no UTF-8.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"'{path}' is no text in UTF-8 ({error}): save it as that") from None
 
 
 def sha256(path: Union[str, Path]) -> str:

@@ -593,7 +593,7 @@ def test_errors_say_what_was_expected(tmp_path, capsys, monkeypatch):
     assert "there is no precision 'fp8'; choose from float32" in error_of("table8", "--precision", "fp8", *out)
     assert not (tmp_path / "out").exists()
     (tmp_path / "file").touch()
-    assert "choose another folder with -o" in error_of("table8", "-o", str(tmp_path / "file" / "out"))
+    assert "choose another folder" in error_of("table8", "-o", str(tmp_path / "file" / "out"))
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "openvino" else find_spec(name))
     assert 'pip install "rdpnet-timm[bench]"' in error_of("table8", "--backend", "openvino", *out)

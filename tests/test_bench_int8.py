@@ -133,3 +133,11 @@ def test_accuracies_are_those_of_the_model(tmp_path):
     assert all(each.accuracy == pytest.approx(truth) and each.agreement == 100 for each in exact)
     by_layer = {each.equalized: each.agreement for each in rows if each.weights == "INT8 by layer"}
     assert by_layer["no"] < 50 < 90 < by_layer["weights"]  # what equalisation is for
+
+
+@pytest.mark.parametrize("words", ["int8-speed", "int8-accuracy rdpnet_025_cifar.digits --data digits"])
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_measured(words, monkeypatch, capsys):
+    for module, work in ((speed, "compare"), (accuracy, "evaluate")):
+        monkeypatch.setattr(module, work, lambda *args: pytest.fail("measured"))
+    assert main(["bench", *words.split(), "-o", "/proc/self"]) == 1
+    assert "cannot write to '/proc/self' (" in capsys.readouterr().err

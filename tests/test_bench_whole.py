@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from rdpnet_timm.bench import run, tables
+from rdpnet_timm.cli import main
 
 ENDS = {"table6": ("boxes", "scores", "labels"), "table7": ("classes",)}
 PRECISION = {"table6": "float32", "table7": "int8"}  # one of two, or the tests take twice the time
@@ -85,3 +86,19 @@ def test_what_whole_networks_need_is_said_where_they_are_left_out(backends, inst
     jobs, note = run._jobs(table, [(backend, "float32") for backend in backends])
     assert [comparison for comparison, _ in jobs] == list(table.comparisons)
     assert reason in note
+
+
+def test_what_was_measured_of_files_is_on_the_screen_before_it_is_written(tmp_path, monkeypatch, capsys):
+    from rdpnet_timm.bench import whole_networks
+    from rdpnet_timm.openmmlab.agreement import Agreement
+
+    row = whole_networks.Row("cells.onnx", "OpenVINO", 0.5, Agreement(2, 20, 0.9, 1.0, 0.8, 0.0), 7.0)
+    measured = []
+    monkeypatch.setattr(whole_networks, "compare", lambda *args: measured.append(args) or [row])
+    words = ["bench", "whole-networks", "config.py", "cells.onnx", "--checkpoint", "cells.pth", "-o"]
+    assert main([*words, "/proc/self/rows.json"]) == 1 and not measured
+    assert "cannot write to '/proc/self' (" in capsys.readouterr().err
+    assert main([*words, str(tmp_path)]) == 1 and measured  # which is a folder
+    assert "cells.onnx" in capsys.readouterr().out
+    assert main([*words, str(tmp_path / "made" / "rows.json")]) == 0
+    assert json.loads((tmp_path / "made" / "rows.json").read_text())[0]["score"] == 0.5

@@ -64,7 +64,14 @@ def test_verify_says_that_nothing_was_compared_where_no_part_is_converted(tmp_pa
     ("arguments", "message"),
     [
         (["info", "rdpnet_999"], "Unknown model (rdpnet_999); for the names see timm.list_models"),
+        (
+            ["info", "rdpnet_025", "--input-size", "1", "64", "64"],
+            "rdpnet_025 takes no images (C, H, W) of (1, 64, 64)",
+        ),
+        (["info", "vit_tiny_patch16_224", "--input-size", "3", "32", "32"], "its own are (3, 224, 224): Input height"),
+        (["train", "absent", "-o", "out", "--seed", "9" * 30], "a seed is a whole number of at most 64 bits, got 999"),
         (["verify", "absent.pth"], "absent.pth"),
+        (["verify", "rdpnet_100"], "`rdpnet verify` without a name"),
         (["reparam", "absent.pth", "-o", "out.pth"], "no checkpoint at 'absent.pth'"),
     ],
 )
@@ -193,6 +200,12 @@ def test_output_that_goes_nowhere_ends_a_command_in_order(output: str, buffering
         assert done.returncode == 1 and re.fullmatch(r"rdpnet configs: error: .*No space left.*\n", done.stderr)
     else:
         assert done.returncode == 0 and not done.stderr
+
+
+def test_training_into_a_folder_that_cannot_be_written_ends_at_once(monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.setattr("rdpnet_timm.train.trainer.Run.create_model", lambda *args: pytest.fail("a model was made"))
+    assert main(["train", "digits", "--recipe", "digits", "-o", "/proc/self"]) == 1
+    assert "cannot write to '/proc/self' (" in capsys.readouterr().err
 
 
 def test_the_help_of_bench_names_its_commands_and_a_misplaced_one_is_put_right(capsys: Any) -> None:

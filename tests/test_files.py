@@ -13,7 +13,7 @@ import timm
 import torch
 
 from rdpnet_timm.checkpoint import save_model
-from rdpnet_timm.files import all_or_nothing, atomic_path
+from rdpnet_timm.files import all_or_nothing, atomic_path, read_lines
 
 
 @pytest.fixture
@@ -144,3 +144,11 @@ def test_what_is_written_is_what_torch_and_safetensors_would_write(tmp_path):
     found = safetensors.torch.load_file(tmp_path / "a.safetensors"), torch.load(tmp_path / "a.pth")["state_dict"]
     for weights in found:
         assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_text_in_another_encoding_is_named(tmp_path):
+    (tmp_path / "names.txt").write_text("Käfer\nÖl\n", encoding="utf-8")
+    assert read_lines(tmp_path / "names.txt") == ["Käfer", "Öl"]
+    (tmp_path / "names.txt").write_text("Käfer\nÖl\n", encoding="latin-1")
+    with pytest.raises(ValueError, match=r"names.txt' is no text in UTF-8 \(.*position 1"):
+        read_lines(tmp_path / "names.txt")

@@ -21,7 +21,7 @@ from ..deploy.equalization import equalize, equalize_activations
 from ..deploy.formats import FORMATS, OPENVINO_BFLOAT16, Options, openvino_has_bfloat16, to_onnx
 from ..deploy.quantize import QUANTIZERS, quantize_onnx, quantize_openvino, weight_steps
 from ..extras import is_installed
-from ..files import atomic_path
+from ..files import atomic_path, require_writable
 from ..train.data import Images, read_data, require_classes
 
 __all__ = ["Row", "evaluate", "measure_accuracy"]
@@ -170,7 +170,7 @@ def measure_accuracy(
     train, test = read_data(data, preprocessing=Preprocessing.of(network))
     require_classes(test, network.pretrained_cfg.get("label_names"), source)
     test = _spread(test, test_images)
-    output.mkdir(parents=True, exist_ok=True)
+    require_writable(output)
     head = (
         "| runtime | precision | equalised | bias correction | accuracy, % | agrees with float, % |\n"
         "|---|---|---|---|---|---|\n"

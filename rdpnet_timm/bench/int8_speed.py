@@ -33,7 +33,7 @@ from ..deploy.formats import (
 from ..deploy.normalize import BORDERS, fold_normalization
 from ..deploy.quantize import quantize_onnx, quantize_openvino
 from ..extras import require
-from ..files import atomic_path
+from ..files import atomic_path, require_writable
 from ..measure.forms import settle_norms
 from ..measure.size import count
 from ..measure.timing import Measurement, measure
@@ -300,7 +300,7 @@ def run(
         skip: contestants to leave out, keys of :data:`CONTESTANTS`.
         borders: measure the ways to fold normalisation as well.
     """
-    output.mkdir(parents=True, exist_ok=True)
+    require_writable(output)
     results: List[Result] = []
     profiles: List[Tuple[str, Dict[str, Dict[str, float]]]] = []
     folding: Dict[str, Any] = {}

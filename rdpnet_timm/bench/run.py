@@ -1,6 +1,5 @@
 """Measure tables: build the contestants, let them take turns, write what comes out after every run."""
 
-import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -11,6 +10,7 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Seque
 import torch
 
 from ..extras import is_installed, require_all
+from ..files import require_writable
 from ..measure.forms import settle_norms
 from ..measure.machine import describe, require_threads
 from ..measure.size import count, count_macs
@@ -63,7 +63,7 @@ def run(
     """
     _check(names, backends, threads, rounds)
     pairs = runtimes.available(backends, precisions)
-    _check_writable(output)
+    require_writable(output)
     from . import plots
 
     written = []
@@ -111,15 +111,6 @@ def _check(names: Sequence[str], backends: Sequence[str], threads: Sequence[int]
     require_threads(*threads)
     runtimes.require(backends)
     require_all(("matplotlib", "psutil", "rich"), "rdpnet bench", "bench")
-
-
-def _check_writable(output: Path) -> None:
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output):
-            pass
-    except OSError as error:
-        raise OSError(f"cannot write results to '{output}' ({error.strerror}); choose another folder with -o") from None
 
 
 @contextmanager

@@ -59,7 +59,7 @@ def table(models: Sequence[str], input_size: Optional[Sequence[int]] = None) -> 
     :func:`rdpnet_timm.reparameterize` gives it; for a timm model without one the two are the same.
 
     Raises:
-        RuntimeError: timm does not know a model, or the input size does not fit it.
+        RuntimeError: timm does not know a model, or the input size does not fit it; the message says which.
     """
     rows = []
     for name in models:
@@ -67,7 +67,14 @@ def table(models: Sequence[str], input_size: Optional[Sequence[int]] = None) -> 
         own_size = tuple(model.pretrained_cfg["input_size"])
         size = tuple(input_size or own_size)
         paper = published_size(name) if size == own_size else None
-        rows.append(Row(name, size, count(model, size), count(reparameterize(model), size), paper))
+        try:
+            train, deploy = count(model, size), count(reparameterize(model), size)
+        except (AssertionError, RuntimeError) as error:
+            reason = str(error).partition("\n")[0]
+            raise RuntimeError(
+                f"{name} takes no images (C, H, W) of {size}, its own are {own_size}: {reason}"
+            ) from error
+        rows.append(Row(name, size, train, deploy, paper))
     return rows
 
 

@@ -28,7 +28,7 @@ from ..allocator import keep_freed_memory
 from ..blocks import RDPModule
 from ..checkpoint import load_checkpoint, load_model
 from ..convert import reparameterize
-from ..files import atomic_path, sha256
+from ..files import atomic_path, require_writable, sha256
 from ..fused.conditions import IN_GRAPH
 from ..measure.difference import evaluating
 from .data import Images, augmented_batch, mixed_batch, normalized, preparation
@@ -58,7 +58,7 @@ class Run:
             other classes is made anew. '' begins at random.
 
     Raises:
-        ValueError: ``model_args`` says what the data say.
+        ValueError: ``model_args`` says what the data say, or the seed is none of torch's.
     """
 
     model: str
@@ -71,6 +71,8 @@ class Run:
     weights: str = ""
 
     def __post_init__(self) -> None:
+        if not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"a seed is a whole number of at most 64 bits, got {self.seed}")
         refused = [
             name
             for name, value in self.model_args
@@ -323,7 +325,7 @@ def _stream(device: str) -> Optional[torch.cuda.Stream]:
 def _training(job: Job, stopped: List[int]) -> Generator[None, None, Result]:
     """The run of :func:`train`, a step each time it is asked for the next; ``stopped`` holds a signal once one came."""
     run, data, output, report = job.run, job.data, Path(job.output), job.report
-    output.mkdir(parents=True, exist_ok=True)
+    require_writable(output)
     device = torch.device(run.device)
     if device.type == "cpu":
         keep_freed_memory()
