@@ -153,8 +153,8 @@ def _add_data(parser: argparse.ArgumentParser, nargs: Optional[str] = None) -> N
         nargs=nargs,
         metavar="DATA",
         help="a folder with torchvision's cifar-10-batches-py or cifar-100-python; one with train.parquet and "
-        "test.parquet; one of pictures, train/CLASS/* and test/CLASS/* (or val/), scaled to the model's size; "
-        "or 'digits' for those of scikit-learn",
+        "test.parquet; one of pictures, train/CLASS/* and val/CLASS/* (or validation/, test/), scaled to the "
+        "model's size; or 'digits' for those of scikit-learn",
     )
     parser.add_argument("--device", metavar="NAME", help="by default cuda where there is one, else cpu")
 

@@ -62,8 +62,8 @@ def test_what_is_wrong_with_a_folder_is_said(folder):
     (folder / "val" / "red").rename(folder / "val" / "green")
     with pytest.raises(ValueError, match=r"different classes: 2 and 2, only in train: red; only in test: green$"):
         read_data(str(folder))
-    (folder / "val").rename(folder / "validation")
-    with pytest.raises(FileNotFoundError, match=r"train/CLASS/\* and test/CLASS/\*"):
+    (folder / "val").rename(folder / "elsewhere")
+    with pytest.raises(FileNotFoundError, match=r"train/CLASS/\* and val/CLASS/\*"):
         read_data(str(folder))
     (folder / "test").mkdir()
     with pytest.raises(ValueError, match=r"no pictures in '.*test'"):
@@ -75,6 +75,30 @@ def test_pictures_of_one_class_are_refused_before_anything_is_written(folder, tm
         shutil.rmtree(folder / part / "red")
     assert main(["train", str(folder), "-o", str(tmp_path / "run"), "--recipe", "digits"]) == 1
     assert "of one class, 'blue'" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_a_class_without_pictures_is_refused_in_training_and_what_is_not_read_is_counted(folder):
+    for part in ("train", "val"):
+        (folder / part / "green").mkdir()
+    with pytest.raises(ValueError, match=r"no pictures of green in '.*train'"):
+        read_data(str(folder))
+    Image.new("RGB", (40, 40), "green").save(folder / "train" / "green" / "0.png")
+    for index in range(3):
+        Image.new("RGB", (40, 40), "green").save(folder / "val" / "green" / f"{index}.GIF")
+    with pytest.warns(
+        UserWarning, match=r"^(1 files in .*train.*: 1 \.txt|4 files in .*val.*: 3 \.gif, 1 \.txt)$"
+    ) as told:
+        train, test = read_data(str(folder))
+    assert len(told) == 2 and len(train) == 25 and len(test) == 12
+    assert train.classes == test.classes == ("blue", "green", "red"), "a test may lack one"
+
+
+@pytest.mark.parametrize(("name", "options"), [("val", {}), ("validation", {}), ("test", {"val_split": "test"})])
+def test_timms_script_finds_the_test_pictures_where_we_do(folder, name, options):
+    (folder / "val").rename(folder / name)
+    split = options.get("val_split", "validation")  # the script's own default
+    dataset = timm.data.create_dataset("", root=str(folder), split=split)
+    assert len(dataset) == len(read_data(str(folder))[1]) == 12
 
 
 def test_hidden_pictures_are_left_out(folder):
@@ -90,9 +114,8 @@ def test_an_evaluation_reads_the_test_part_alone(folder):
     (folder / "train" / "red" / "bad.png").write_text("no picture")
     expected = read_test(str(folder), preprocessing)
     shutil.rmtree(folder / "train")
-    for name in ("val", "test"):
-        if name != "val":
-            (folder / "val").rename(folder / name)
+    for before, name in (("val", "val"), ("val", "validation"), ("validation", "test")):
+        (folder / before).rename(folder / name)
         found = read_test(str(folder), preprocessing)
         assert len(found) == 12 and found.digest() == expected.digest()
     assert len(read_test("digits", preprocessing)) == 360
@@ -154,7 +177,7 @@ def test_an_evaluation_of_other_weights_reads_as_predict_does(folder):
 
 def test_more_than_fits_is_refused_before_it_is_read(folder, monkeypatch):
     monkeypatch.setattr(data, "memory", lambda: 2**20)
-    with pytest.raises(ValueError, match=r"24 pictures of 224x224.*timm's train\.py"):
+    with pytest.raises(ValueError, match=r"24 pictures of 224x224.*timm's train\.py.*--val-split test"):
         read_data(str(folder), (224, 224))
 
 
@@ -164,7 +187,7 @@ def test_large_or_many_pictures_are_said_to_be_better_off_with_timms_script():
         return better_elsewhere(Images(pixels, torch.zeros(count), ("a",)))
 
     assert hints(50_000, 32) == []
-    assert "224x224" in hints(10, 224)[0] and "train.py" in hints(10, 224)[0]
+    assert "224x224" in hints(10, 224)[0] and "--val-split test" in hints(10, 224)[0]
     assert "GiB" in hints(500_000, 32)[0]
 
 

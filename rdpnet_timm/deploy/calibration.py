@@ -20,7 +20,9 @@ __all__ = [
     "Preprocessing",
     "class_names_of",
     "decode",
+    "files_in",
     "image_column",
+    "is_picture",
     "load_images",
     "load_pictures",
     "pictures_in",
@@ -216,13 +218,21 @@ def _spread(count: int, limit: Optional[int]) -> np.ndarray:
 
 
 def pictures_in(folder: Path) -> List[Path]:
-    """The pictures in a folder and its subfolders, sorted; what is hidden, such as thumbnails, is left out."""
+    """The pictures among the files in a folder, see :func:`files_in`."""
+    return [path for path in files_in(folder) if is_picture(path)]
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file is one by its suffix."""
+    return path.suffix.lower() in SUFFIXES
+
+
+def files_in(folder: Path) -> List[Path]:
+    """The files in a folder and its subfolders, sorted; what is hidden, such as thumbnails, is left out."""
     return sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts) and path.is_file()
     )
 
 

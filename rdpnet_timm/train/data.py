@@ -1,6 +1,8 @@
 """Small images, all in memory: reading them, and making batches of them on the device they lie on."""
 
 import hashlib
+import warnings
+from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -11,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..deploy.calibration import SUFFIXES, Preprocessing, class_names_of, decode, image_column, pictures_in
+from ..deploy.calibration import SUFFIXES, Preprocessing, class_names_of, decode, files_in, image_column, is_picture
 from ..extras import require
 from ..measure.machine import memory
 from ..progress import counted
@@ -22,8 +24,10 @@ __all__ = [
     "read_test", "require_classes",
 ]  # fmt: skip
 
-_TEST_FOLDERS = ("test", "val")
+_TEST_FOLDERS = ("test", "val", "validation")
 _LARGE, _MANY = 96, 2**30  # pixels a side and bytes, from which on timm's train.py serves better
+# without the option it finds no part of that name, and validates on the training pictures as well
+_SAME_FOLDER = "takes the same folder and model (a folder test/ needs its option --val-split test)"
 
 
 @dataclass(frozen=True)
@@ -68,8 +72,8 @@ def read_data(
     Args:
         source: a folder that holds torchvision's ``cifar-10-batches-py`` or ``cifar-100-python``, a folder with
             ``train.parquet`` and ``test.parquet`` (columns ``image`` or ``img``, an encoded image, and ``label``; the
-            Hugging Face Hub has such), a folder of pictures ``train/CLASS/*`` and ``test/CLASS/*`` or
-            ``val/CLASS/*``, or ``digits``, the handwritten digits that come with scikit-learn.
+            Hugging Face Hub has such), a folder of pictures ``train/CLASS/*`` and ``val/CLASS/*``, or
+            ``validation/`` or ``test/``, or ``digits``, the handwritten digits that come with scikit-learn.
         size: height and width for a folder of pictures, see :func:`preparation`.
         preprocessing: of a folder of pictures, in place of that for training.
 
@@ -127,12 +131,12 @@ def _read(source: str, parts: Sequence[str], preprocessing: Preprocessing) -> Li
         if (folder / name).is_dir():
             return [_read_torchvision(dataset, folder, part == "train") for part in parts]
     if all(pictures[part].is_dir() for part in parts):
-        return [_read_pictures(pictures[part], preprocessing) for part in parts]
+        return [_read_pictures(pictures[part], preprocessing, part == "train") for part in parts]
     raise FileNotFoundError(
         f"no data in '{source}': expected a folder with cifar-10-batches-py or cifar-100-python in it "
         "(python -c \"import torchvision; torchvision.datasets.CIFAR10('FOLDER', download=True)\" makes one), a "
-        "folder with train.parquet and test.parquet, one of pictures (train/CLASS/* and test/CLASS/* or val/), or "
-        "the word 'digits'; for an evaluation the test part is enough"
+        "folder with train.parquet and test.parquet, one of pictures (train/CLASS/* and val/CLASS/*, validation/ "
+        "or test/), or the word 'digits'; for an evaluation the test part is enough"
     )
 
 
@@ -144,7 +148,7 @@ def better_elsewhere(images: Images) -> List[str]:
         reasons.append(f"pictures of {width}x{height} are trained on with more than flips and crops")
     if images.pixels.numel() > _MANY:
         reasons.append(f"{len(images)} of {width}x{height} take {images.pixels.numel() / 2**30:.1f} GiB of memory")
-    advice = "timm's train.py reads pictures as it goes, with all its augmentation, and takes the same folder and model"
+    advice = f"timm's train.py reads pictures as it goes, with all its augmentation, and {_SAME_FOLDER}"
     return [f"{'; '.join(reasons)}: {advice}"] if reasons else []
 
 
@@ -227,19 +231,30 @@ def _read_parquet(path: Path) -> Images:
     return _images(np.stack(pixels), labels, classes, f"'{path}'")
 
 
-def _read_pictures(folder: Path, preprocessing: Preprocessing) -> Images:
+def _read_pictures(folder: Path, preprocessing: Preprocessing, needs_all_classes: bool) -> Images:
     height, width = preprocessing.input_size[1:]
     preprocessing = preprocessing._replace(input_size=(3, height, width))
     classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    paths = [(path, label) for label, name in enumerate(classes) for path in pictures_in(folder / name)]
+    files = [(path, label) for label, name in enumerate(classes) for path in files_in(folder / name)]
+    paths = [(path, label) for path, label in files if is_picture(path)]
     if not paths:
         raise ValueError(f"no pictures in '{folder}': expected CLASS/NAME with one of {', '.join(SUFFIXES)}")
+    found = {label for _, label in paths}
+    empty = [name for label, name in enumerate(classes) if label not in found]
+    if empty and needs_all_classes:
+        raise ValueError(
+            f"no pictures of {', '.join(empty)} in '{folder}', and every folder in it is a class: put some with one of "
+            f"{', '.join(SUFFIXES)} there, or remove the folder"
+        )
+    others = Counter(path.suffix.lower() or path.name for path, _ in files if not is_picture(path))
+    if others:
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
+        warnings.warn(f"{sum(others.values())} files in '{folder}' are not read as pictures: {kinds}", stacklevel=2)
     needed, there = len(paths) * height * width * 3, memory()
     if needed > there / 2:
         raise ValueError(
             f"{len(paths)} pictures of {width}x{height} in '{folder}' need {needed / 2**30:.1f} GiB of this "
-            f"machine's {there / 2**30:.1f}, and this trainer keeps all in memory: timm's train.py takes the same "
-            "folder and model"
+            f"machine's {there / 2**30:.1f}, and this trainer keeps all in memory: timm's train.py {_SAME_FOLDER}"
         )
     pixels = torch.empty(len(paths), height, width, 3, dtype=torch.uint8)
     for row, (path, _) in enumerate(counted(paths, f"reading {folder.name}")):
