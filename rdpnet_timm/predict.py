@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Callable, List, NamedTuple, Sequence, Tuple, Union
 
 import torch
+from timm.utils import unwrap_model
 from torch import nn
 
 from .convert import reparameterize
@@ -36,13 +37,14 @@ def classifier(model: nn.Module, top: int = 5) -> Callable[[Union[str, Path]], P
     The function raises FileNotFoundError where there is no picture, and ValueError where it cannot be decoded.
 
     Args:
-        model: a classifier, which is asked in its deploy form; its classes are named after ``label_names`` of its
-            ``pretrained_cfg``, else by number.
+        model: a classifier of timm, averaged, parallel or compiled ones included; it is asked in its deploy form, its
+            classes are named after ``label_names`` of its ``pretrained_cfg``, else by number.
         top: how many classes to name.
 
     Raises:
-        ValueError: the model takes other channels than a picture has.
+        ValueError: the model takes other channels than a picture has, or has no ``pretrained_cfg``.
     """
+    model = unwrap_model(model)
     preprocessing = Preprocessing.of(model)
     channels = preprocessing.input_size[0]
     if channels not in (1, 3):

@@ -255,9 +255,16 @@ class RDPNet(nn.Module):
         """``(N, C, H, W)`` to logits ``(N, num_classes)``."""
         return self.forward_head(self.forward_features(x))
 
-    def _load_from_state_dict(self, state_dict: Dict[str, Any], prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: Dict[str, Any], prefix: str, local_metadata: Dict[str, Any], *args: Any
+    ) -> None:
         # All checks and conversions come before the first weight is copied, so that an error leaves the model whole.
+        dtypes = {key: value.dtype for key, value in state_dict.items() if key.startswith(prefix)}
         convert_state_dict(state_dict, self, prefix)
+        if local_metadata.get("assign_to_params_buffers"):  # all get the dtype of the weights, merged ones came in more
+            dtype = next((dtype for dtype in dtypes.values() if dtype.is_floating_point), None)
+            merged = [key for key in state_dict if key.startswith(prefix) and key not in dtypes]
+            state_dict.update({key: state_dict[key].to(dtype) for key in merged})
         for name, tensor in self.state_dict(prefix=prefix).items():
             given = state_dict.get(name)
             if given is not None and given.shape != tensor.shape and not name.startswith(f"{prefix}head."):
@@ -265,7 +272,7 @@ class RDPNet(nn.Module):
                     f"these weights are those of another RDPNet: '{name}' has the shape {tuple(given.shape)}, this "
                     f"model's is {tuple(tensor.shape)}; create the model with the width and in_chans of the weights"
                 )
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
 
 def convert_state_dict(state_dict: Dict[str, Any], model: nn.Module, prefix: str = "") -> Dict[str, Any]:

@@ -17,6 +17,7 @@ import timm
 import torch
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
+from timm.utils import ModelEmaV3
 
 from rdpnet_timm import RDPNet
 from rdpnet_timm.checkpoint import load_model
@@ -251,6 +252,13 @@ def test_nothing_is_replaced_unasked_and_nothing_of_another_model_is_left(model,
         written(other, "torch-export")
     (tmp_path / "net-int8.onnx").write_text("not ours, it has no JSON")
     assert written(other, "torch-export", overwrite=True) == {exported, f"{exported}.json", "net-int8.onnx"}
+
+
+def test_an_averaged_model_is_exported_as_the_one_in_it(tmp_path):
+    (artifact,) = export(ModelEmaV3(load_model("rdpnet_025_cifar.digits")), tmp_path, ["torchscript"], rounds=1)
+    facts = json.loads(Path(f"{artifact.path}.json").read_text())
+    assert facts["model"] == "rdpnet_025_cifar" and facts["input"]["shape"] == [1, 3, 32, 32]
+    assert facts["classes"] == list("0123456789")
 
 
 def test_equalisation_of_a_network_with_shortcuts_is_refused(tmp_path):

@@ -121,6 +121,16 @@ def test_channels_that_the_model_does_not_take_are_named():
         Preprocessing.of(timm.create_model("rdpnet_025_cifar"), (1, 32, 32))
 
 
+def test_a_model_that_does_not_say_how_its_images_are_prepared_is_refused():
+    plain = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1))
+    with pytest.raises(ValueError, match=r"this Sequential does not say.*pretrained_cfg"):
+        Preprocessing.of(plain)
+    assert Preprocessing.of(plain, (3, 40, 24)).input_size == (3, 40, 24)
+    plain.pretrained_cfg = {"input_size": (3, 8, 8), "mean": (0.5,) * 3, "std": (0.2,) * 3}
+    prepared = Preprocessing.of(torch.nn.DataParallel(plain))
+    assert prepared.input_size == (3, 8, 8) and prepared.mean == (0.5,) * 3 and prepared.std == (0.2,) * 3
+
+
 def test_random_images_come_with_a_warning_and_are_always_the_same(preprocessing):
     with pytest.warns(UserWarning, match="accuracy will be worse"):
         first = random_images(preprocessing, 4)

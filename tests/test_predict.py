@@ -6,6 +6,7 @@ import timm
 import torch
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
+from timm.utils import ModelEmaV3
 
 from rdpnet_timm.checkpoint import save_model
 from rdpnet_timm.cli import main
@@ -33,6 +34,12 @@ def test_shipped_weights_answer_with_their_classes_as_the_train_form_does(pictur
         assert shown == path and [chance for _, chance in chances] == sorted((c for _, c in chances), reverse=True)
         for name, chance in chances:
             assert chance == pytest.approx(expected[names.index(name)].item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("wrap", [ModelEmaV3, torch.nn.DataParallel, torch.compile])
+def test_a_wrapped_model_answers_as_the_one_in_it(wrap, pictures):
+    model = timm.create_model("rdpnet_025_cifar", pretrained=True)
+    assert classifier(wrap(model))(pictures[0]) == classifier(model)(pictures[0])
 
 
 def test_the_command_prints_a_line_a_picture_and_draws_them(pictures, tmp_path, capsys):

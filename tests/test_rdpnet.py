@@ -143,6 +143,9 @@ def test_train_form_weights_are_assigned_to_a_deploy_form_on_the_meta_device() -
         deployed = create(inference_mode=True)
         deployed.load_state_dict(trained.state_dict(), assign=True)
     torch.testing.assert_close(deployed.eval()(x), trained(x), rtol=1e-4, atol=1e-5)
+    deployed.load_state_dict(trained.bfloat16().state_dict(), assign=True)
+    assert {parameter.dtype for parameter in deployed.parameters()} == {torch.bfloat16}
+    assert deployed(x.bfloat16()).dtype == torch.bfloat16
 
 
 def test_the_classifier_can_be_replaced_or_removed() -> None:

@@ -9,6 +9,7 @@ from typing import Any, Callable, Container, Dict, List, NamedTuple, Optional, S
 
 import numpy as np
 import torch
+from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from ..convert import reparameterize
@@ -137,13 +138,14 @@ def export(
     """Export a classification model in one or several formats; all of them succeed, or nothing is written.
 
     Args:
-        model: any timm model; its reparameterisable blocks are merged. It is left as it is.
+        model: any timm model, averaged, parallel or compiled ones included; its reparameterisable blocks are merged. It
+            is left as it is.
         output: the folder to write to, made where needed.
         formats: of 'onnx', 'openvino', 'torch-export', 'torchscript', 'executorch', 'litert', 'ncnn'.
         name: of the files, without suffix; by default the model's.
         int8: write INT8 artefacts beside the float ones; of the formats in :data:`.quantize.QUANTIZERS`.
         calibration: images for INT8, and for the comparison; random ones, with a warning, where INT8 has none.
-        input_size: ``(C, H, W)``; by default the model's own.
+        input_size: ``(C, H, W)``; by default that of the model's ``pretrained_cfg``.
         dynamic_batch: let the artefact take any number of images.
         pixel_range: let the artefact take plain pixels of 0 to this value, 1 or 255, and normalise them itself.
         border: how normalisation treats it, see :func:`~rdpnet_timm.deploy.normalize.fold_normalization`.
@@ -167,6 +169,7 @@ def export(
         OSError: ``output`` cannot be written.
         RuntimeError: an artefact differs from the model by more than is tolerated.
     """
+    model = unwrap_model(model)
     chosen = {format_name: known_format(format_name) for format_name in formats}
     if not chosen:
         raise ValueError(f"no format was asked for; choose from {', '.join(FORMATS)}")

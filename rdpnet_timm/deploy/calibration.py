@@ -9,6 +9,7 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tu
 import numpy as np
 import torch
 from timm.data import create_transform, resolve_model_data_config
+from timm.utils import unwrap_model
 from torch import Tensor, nn
 
 from ..extras import require
@@ -58,8 +59,15 @@ class Preprocessing(NamedTuple):
         """That of a timm model, for images of another ``(C, H, W)`` where given.
 
         Raises:
-            ValueError: sizes below 1, or other channels than the model says that it takes.
+            ValueError: sizes below 1, or other channels than the model says that it takes; neither a size nor a
+                ``pretrained_cfg``.
         """
+        model = unwrap_model(model)
+        if not (input_size or getattr(model, "pretrained_cfg", None)):
+            raise ValueError(
+                f"this {type(model).__name__} does not say how its images are prepared: set its pretrained_cfg, as "
+                "timm's models have it, to a dict of input_size=(C, H, W), mean and std"
+            )
         config: Dict[str, Any] = resolve_model_data_config(model)
         own = getattr(model, "in_chans", None)  # few of timm's models say it
         channels, height, width = input_size or (own or config["input_size"][0], *config["input_size"][1:])
