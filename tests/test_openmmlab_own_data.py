@@ -304,6 +304,11 @@ def test_a_class_under_another_name_is_an_error_with_both_names(own: Path, class
     assert re.search(rf"are called '{wrong[:-1]}' \(\d+\), .* of its classes '{wrong}' there is no object", error)
 
 
+def test_a_class_without_an_object_is_a_warning(own: Path) -> None:
+    errors, (warning,) = check_data({**boxes(own), "metainfo": dict(classes=("bolt", "nut", "washer"))})
+    assert not errors and re.search(r"in .*train\.txt there is no object of the classes 'washer'$", warning)
+
+
 def test_a_class_that_is_left_out_is_a_warning(own: Path) -> None:
     errors, (warning,) = check_data({**boxes(own), "metainfo": dict(classes=("nut",))})
     assert not errors and re.search(r"are called 'bolt' \(\d+\), .* they are left out", warning)
@@ -458,7 +463,7 @@ def test_boxes_in_cocos_layout_are_looked_through_too(own: Path) -> None:
     assert check_data(coco(own)) == ([], []) and len(build_dataset(coco(own))) == 8
     errors = check_data(coco(own, ("bolts", "nuts"))).errors
     assert re.search(r"has no category 'bolt', 'nut', .* its others are 'bolts', 'nuts'$", errors[0])
-    assert re.search(r"no object of the config's classes .* to train on", errors[1]) and len(errors) == 2
+    assert re.search(r"no object in .*coco\.json to train on", errors[1]) and len(errors) == 2
     with pytest.raises(ValueError, match="need at least one array"):
         build_dataset(coco(own, ("bolts", "nuts")))
     errors, (warning,) = check_data(coco(own, ("nut", "bolt")))
@@ -471,6 +476,42 @@ def test_boxes_in_cocos_layout_are_looked_through_too(own: Path) -> None:
     (own / "coco.json").write_text("[]")
     (error,) = check_data(dataset).errors
     assert "coco.json is no annotation of COCO's kind" in error
+
+
+@pytest.mark.parametrize(
+    ("change", "kept", "error", "warning"),
+    [
+        (dict(bbox=None), 1, r"1 of 8 annotations: \S+\.jpg has an object with the bbox None and the area 400", None),
+        (dict(area=None), 1, r"has an object with the bbox \[10, 10, 20, 20\] and the area None", None),
+        (dict(category_id=3), 1, None, r"are called 'number 3' \(1\), .* they are left out"),
+        (dict(image_id=77), 1, None, r"1 of 9 ids .* are of no image there: image_id 77"),
+        (dict(bbox=[200, 10, 90, 20]), 1, None, r"1 of 8 annotations have boxes that reach beyond .*: \S+\.jpg$"),
+        (dict(bbox=[30, 30, -20, -20]), 1, None, r"1 of 8 annotations have boxes of no size"),
+        (dict(area=0), 1, None, r"1 of 8 annotations have boxes of no size"),
+        (dict(category_id=1), 0, None, r"in .*coco\.json there is no object of the classes 'nut'"),
+        (dict(area=0), 0, r"no object in .*coco\.json to train on", r"8 of 8 annotations have boxes of no size"),
+        (dict(iscrowd=1), 0, r"no object in .*coco\.json to train on", None),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_with_boxes_in_cocos_layout_is_told(
+    own: Path, change: Dict[str, Any], kept: int, error: Any, warning: Any
+) -> None:
+    """``kept`` is 0 where all objects are changed, 1 where it is the last."""
+    dataset = coco(own)
+    content = json.loads((own / "coco.json").read_text())
+    for thing in content["annotations"][-kept:]:
+        thing.update(change)
+    content["annotations"] = [
+        {name: value for name, value in thing.items() if value is not None} for thing in content["annotations"]
+    ]
+    (own / "coco.json").write_text(json.dumps(content))
+    found = check_data(dataset)
+    for told, texts in ((error, found.errors), (warning, found.warnings)):
+        assert len(texts) == (told is not None) and (told is None or re.search(told, texts[0])), found
+    if error and kept:
+        with pytest.raises((KeyError, TypeError, ValueError)):
+            build_dataset(dataset)
 
 
 def test_training_does_not_ask_for_test_data_of_its_own_nor_testing_for_training_data(

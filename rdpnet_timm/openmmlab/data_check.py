@@ -217,7 +217,7 @@ def _picture_headers(paths: Sequence[str], part: Dict[str, Any], findings: Findi
 
 
 class _Annotation(NamedTuple):
-    """What an XML file says.
+    """What is said of a picture, by an XML file or in COCO's layout.
 
     Attributes:
         problem: why mmdet cannot read it.
@@ -229,7 +229,7 @@ class _Annotation(NamedTuple):
     problem: Optional[str] = None
     size: Optional[Size] = None
     names: Sequence[str] = ()
-    boxes: Sequence[Sequence[int]] = ()
+    boxes: Sequence[Sequence[float]] = ()
 
 
 def _annotation(path: str, classes: Optional[Sequence[str]]) -> _Annotation:
@@ -277,11 +277,31 @@ def _check_boxes(part: Dict[str, Any], is_training: bool, findings: Findings) ->
     paths = [_join(part, prefix, part.get("ann_subdir", "Annotations"), f"{name}.xml") for name in names]
     headers = _picture_headers(pictures, part, findings)
     annotations = [_annotation(path, classes) for path in paths]
-    _collect((each.problem for each in annotations), "annotations", len(names), findings.errors)
+    objects = Counter(name for annotation in annotations for name in annotation.names)
+    if classes is not None and objects:
+        unknown, absent = _unknown(objects, classes), [name for name in classes if not objects[name]]
+        if unknown and absent:  # most likely it is one thing under two names
+            told = f"objects in {ann_file} are called {unknown}; of its classes {_listed(absent)} there is no object"
+            findings.errors.append(told)
+        else:
+            _tell_classes(unknown, absent, ann_file, findings)
+    _judge(annotations, paths, headers, ann_file, is_training, findings)
+
+
+def _judge(
+    annotations: Sequence[_Annotation],
+    paths: Sequence[str],
+    headers: Sequence[_Header],
+    ann_file: str,
+    is_training: bool,
+    findings: Findings,
+) -> None:
+    """Tell what is wrong with annotations, each that of a picture, and what mmdet takes as it is or leaves out."""
+    _collect((each.problem for each in annotations), "annotations", len(paths), findings.errors)
     usable = 0
     doubts: Dict[str, List[str]] = {"size": [], "empty": [], "outside": []}
     for path, annotation, header in zip(paths, annotations, headers):
-        whole = [box for box in annotation.boxes if box[2] > box[0] and box[3] > box[1]]
+        whole = [box for box in annotation.boxes if box[2] - box[0] >= 1 and box[3] - box[1] >= 1]
         usable += len(whole)
         if len(whole) < len(annotation.boxes):
             doubts["empty"].append(path)
@@ -295,19 +315,14 @@ def _check_boxes(part: Dict[str, Any], is_training: bool, findings: Findings) ->
             doubts["outside"].append(path)
     for kind, told in (
         ("size", "annotations give another size than the picture has, as it is read"),
-        (
-            "empty",
-            "annotations have boxes of no size, or with their corners the wrong way round",
-        ),
+        ("empty", "annotations have boxes of no size, or with their corners the wrong way round"),
         ("outside", "annotations have boxes that reach beyond their picture"),
     ):
-        _collect(doubts[kind], told, len(names), findings.warnings)
-    objects = Counter(name for annotation in annotations for name in annotation.names)
-    if classes is not None and names:
-        _compare(objects, classes, f"objects in {ann_file}", findings)
-    if names and not usable and not any(each.problem for each in annotations):
+        _collect(doubts[kind], told, len(paths), findings.warnings)
+    if paths and not usable and not any(each.problem for each in annotations):
         told = (
-            f"there is no object in {ann_file} to train on: of a class of the config, not difficult, with a whole box"
+            f"there is no object in {ann_file} to train on: of a class of the config, with a whole box, not difficult "
+            "and no crowd"
         )
         (findings.errors if is_training else findings.warnings).append(told)
 
@@ -316,49 +331,71 @@ def _by(size: Optional[Size]) -> str:
     return " x ".join(map(str, size or ()))
 
 
-def _compare(objects: Counter[str], classes: Sequence[str], what: str, findings: Findings) -> None:
-    """Tell which names of objects the classes do not have: most likely it is one thing under two names."""
+def _unknown(objects: Counter[str], classes: Sequence[str]) -> str:
+    """The names of objects that are none of the classes, as part of a sentence; empty where there are none."""
     unknown = [f"'{name}' ({count})" for name, count in objects.most_common() if name not in classes]
-    absent = [name for name in classes if not objects[name]]
-    if not unknown:
-        return
-    told = f"{what} are called {', '.join(unknown[:10])}, which the classes of the config do not name"
+    return f"{', '.join(unknown[:10])}, which the classes of the config do not name" if unknown else ""
+
+
+def _tell_classes(unknown: str, absent: Sequence[str], ann_file: str, findings: Findings) -> None:
+    if unknown:
+        findings.warnings.append(f"objects in {ann_file} are called {unknown}: they are left out")
     if absent:
-        findings.errors.append(f"{told}; of its classes {_listed(absent)} there is no object")
-    else:
-        findings.warnings.append(f"{told}: they are left out")
+        findings.warnings.append(f"in {ann_file} there is no object of the classes {_listed(absent)}")
 
 
 def _check_coco(part: Dict[str, Any], is_training: bool, findings: Findings) -> None:
-    classes, path = _classes(part), _join(part, part.get("ann_file", ""))
+    classes, path = _classes(part) or (), _join(part, part.get("ann_file", ""))
+    things: Dict[Any, List[Dict[str, Any]]] = {}
     try:
         content = json.loads(Path(path).read_bytes())
         categories = {each["id"]: each["name"] for each in content["categories"]}
-        files = [each["file_name"] for each in content["images"]]
-        annotated = [categories.get(each["category_id"]) for each in content.get("annotations", ())]
+        images = {each["id"]: (each["file_name"], (each["width"], each["height"])) for each in content["images"]}
+        for thing in content.get("annotations", ()):
+            things.setdefault(thing["image_id"], []).append(thing)
+            thing["name"] = categories.get(thing["category_id"], f"number {thing['category_id']}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         findings.errors.append(
             f"{os.path.abspath(path)} is no annotation of COCO's kind ({type(error).__name__}: {error})"
         )
         return
+    files = [name for name, _ in images.values()]
     folder = (part.get("data_prefix") or {}).get("img", "")
-    _picture_headers([_join(part, folder, name) for name in files], part, findings)
-    if classes is None:
-        return
+    headers = _picture_headers([_join(part, folder, name) for name in files], part, findings)
+    annotations = [_of_coco(things.get(id_, ()), *image, classes) for id_, image in images.items()]
+    strangers = [f"image_id {id_}" for id_ in things if id_ not in images]
+    _collect(strangers, f"ids in the annotations of {path} are of no image there", len(things), findings.warnings)
     named = [name for name in categories.values() if name in classes]
     absent = [name for name in classes if name not in named]
+    objects = Counter(name for annotation in annotations for name in annotation.names)
     if absent:
         others = _listed(name for name in categories.values() if name not in classes) or "none"
         findings.errors.append(
             f"{path} has no category {_listed(absent)}, which the classes of the config name; its others are {others}"
         )
-    elif named != list(classes):
+    elif objects:
+        _tell_classes(_unknown(objects, classes), [name for name in classes if not objects[name]], path, findings)
+    if not absent and named != list(classes):
         findings.warnings.append(
             f"the categories of {path} come as {_listed(named)}, and the classes of the config in another order: mmdet "
             "numbers them as the file does, and would call one by the name of another"
         )
-    if is_training and not any(name in classes for name in annotated):
-        findings.errors.append(f"there is no object of the config's classes in {path} to train on")
+    _judge(annotations, files, headers, path, is_training, findings)
+
+
+def _of_coco(things: Iterable[Dict[str, Any]], file: str, size: Size, classes: Sequence[str]) -> _Annotation:
+    """What COCO's annotations say of a picture, as mmdet reads them: a box without an area is left out."""
+    boxes = []
+    for thing in things:
+        try:
+            left, top, width, height = map(float, thing["bbox"])
+            has_area = thing["area"] > 0
+        except (KeyError, TypeError, ValueError):
+            found = f"the bbox {thing.get('bbox')} and the area {thing.get('area')}"
+            return _Annotation(f"{file} has an object with {found}, and mmdet reads four numbers and one there")
+        if thing["name"] in classes and not thing.get("ignore") and not thing.get("iscrowd"):
+            boxes.append([left, top, left + has_area * width, top + has_area * height])
+    return _Annotation(None, size, [thing["name"] for thing in things], boxes)
 
 
 def _check_masks(part: Dict[str, Any], ignored: Set[int], is_training: bool, findings: Findings) -> None:
