@@ -15,7 +15,7 @@ import onnxruntime
 import pytest
 import timm
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from timm.data import create_transform, resolve_data_config
 from timm.utils import ModelEmaV3
 
@@ -23,7 +23,7 @@ from rdpnet_timm import RDPNet
 from rdpnet_timm.checkpoint import load_model
 from rdpnet_timm.cli import main
 from rdpnet_timm.deploy import Calibration, NotStraight, export
-from rdpnet_timm.deploy.calibration import Preprocessing
+from rdpnet_timm.deploy.calibration import Preprocessing, decode
 from rdpnet_timm.deploy.equalization import FEWEST_IMAGES
 from rdpnet_timm.deploy.formats import known_format, openvino_core
 from rdpnet_timm.deploy.quantize import quantize_openvino
@@ -358,6 +358,29 @@ def test_the_torch_free_example_prepares_a_picture_as_timm_does(white, size, cro
     assert found["answer"] == f"{logits.argmax()}: {logits.softmax(0).max():.0%}", (
         "the digits are named after themselves"
     )
+
+
+def test_the_torch_free_example_reads_pictures_as_we_do(tmp_path, monkeypatch):
+    text = (Path(__file__).parents[1] / "docs" / "deployment.md").read_text()
+    code = re.search(r"```python\n(import json.*?)```", text, re.DOTALL).group(1)
+    network, size = timm.create_model("rdpnet_025_cifar"), (3, 24, 40)
+    export(network, tmp_path, name="wide", input_size=size, rounds=1)
+    random = np.random.default_rng(1)
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    pictures = {}
+    for name, shape in {"wide.png": (37, 71, 3), "high.png": (81, 80, 3), "camera.jpg": (30, 50, 3)}.items():
+        pictures[name] = Image.fromarray(random.integers(0, 256, shape, dtype=np.uint8))
+    pictures["deep.png"] = Image.fromarray(random.integers(0, 2**16, (30, 50), dtype=np.uint16))
+    preprocessing = Preprocessing.of(network, size)
+    for name, picture in pictures.items():
+        path = tmp_path / name
+        picture.save(path, **({"exif": turned} if name == "camera.jpg" else {}))
+        monkeypatch.setattr(sys, "argv", ["x", *(str(tmp_path / each) for each in ("wide.onnx", name, "out.png"))])
+        found = {}
+        exec(code, found)
+        expected = preprocessing.normalize(preprocessing.pixels(decode(path.read_bytes(), name))[None])[0]
+        np.testing.assert_allclose(found["pixels"].transpose(2, 0, 1), expected.numpy(), atol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize(("reduce_range", "limit"), [(True, 64), (False, 127)])
