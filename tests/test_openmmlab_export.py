@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from copy import deepcopy
@@ -20,6 +21,7 @@ from PIL import Image
 
 from rdpnet_timm.cli import main
 from rdpnet_timm.convert import reparameterize
+from rdpnet_timm.demo.on_device import detect
 from rdpnet_timm.demo.sample_voc import make_sample_voc
 from rdpnet_timm.deploy.formats import onnx_to_openvino, openvino_core, trace_to_onnx
 from rdpnet_timm.measure.difference import randomize_norms
@@ -32,7 +34,7 @@ from mmengine.config import Config
 from mmseg.apis import inference_model, init_model
 
 from rdpnet_timm.openmmlab.agreement import agreement, openmmlab_answers, overlaps
-from rdpnet_timm.openmmlab.export import build, drawn_pictures, export_openmmlab, traceable
+from rdpnet_timm.openmmlab.export import _class_names, build, drawn_pictures, export_openmmlab, table, traceable
 from rdpnet_timm.openmmlab.picture import Picture, Resize, Unsupported, picture_transforms, resized
 
 CONFIGS = Path(__file__).parents[1] / "mm_configs"
@@ -131,6 +133,20 @@ def test_an_exported_detector_finds_the_boxes_of_mmdet_in_both_runtimes(detector
         for runtime, answer in both(folder, "cells", picture).items():
             alike = agreement([expected], [answer])
             assert alike.same >= 0.95, (runtime, alike)
+
+
+def test_the_script_for_a_device_numbers_classes_without_names(detector, tmp_path):
+    for name in ("cells.onnx", "cells.onnx.json"):
+        shutil.copy(detector[0] / name, tmp_path)
+    facts = json.loads((tmp_path / "cells.onnx.json").read_text())
+    (tmp_path / "pictures").mkdir()
+    Image.fromarray(PICTURES[0]).save(tmp_path / "pictures/one.png")
+    found = []
+    for names in (CLASSES, None):
+        (tmp_path / "cells.onnx.json").write_text(json.dumps({**facts, "classes": names}))
+        detect(str(tmp_path / "cells.onnx"), str(tmp_path / "pictures"), str(tmp_path / "out"))
+        found.append(json.loads((tmp_path / "out/boxes.json").read_text())["one.png"])
+    assert len(found[0]) > 20 and found[0] == [[f"class {name}", *others] for name, *others in found[1]]
 
 
 def test_a_picture_of_one_pixel_gets_the_scores_of_mmdet(detector):
@@ -449,6 +465,11 @@ def test_without_a_checkpoint_the_weights_are_random_which_is_said(tmp_path, cap
     assert "the weights are random" in caplog.text
     facts = json.loads((tmp_path / "out/config.onnx.json").read_text())
     assert facts["weights"] == "random" and facts["at_most"] is None
+    assert facts["classes"][-1] == "tvmonitor"  # of mmdet's VOCDataset
+    settings.model.roi_head.bbox_head.num_classes = 3
+    settings.dump(tmp_path / "config.py")
+    model, settings = build(tmp_path / "config.py")
+    assert _class_names(model, settings, None) is None
 
 
 def test_a_resize_that_is_not_bilinear_is_refused():
@@ -482,6 +503,10 @@ def test_agreement_counts_what_is_missing_moved_or_otherwise_named():
     assert agreement([[each[:0] for each in answer]], [answer]).near == 0.0
     classes = np.array([[0, 1], [2, 2]], np.uint8)
     assert agreement([[classes]], [[np.array([[0, 1], [2, 0]], np.uint8)]]).same == 0.75
+    for answers, told in (([answer] * 5000, "the same boxes"), ([[classes]], "the same pixels")):
+        found = agreement(answers, answers)  # of many boxes, and of few pixels
+        row = SimpleNamespace(agreement=found, path=Path("a.onnx"), precision="float32", cells=lambda: [""] * 9)
+        assert told in table([row])
     with pytest.raises(RuntimeError, match=r"expected classes \(2, 2\), got \(2, 1\)"):
         agreement([[classes]], [[classes[:, :1]]])
     assert overlaps(boxes[:1], np.array([[5, 0, 15, 10]])).item() == pytest.approx(1 / 3)

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageOps
 def detect(artefact: str, pictures: str, output: str, least: float = 0.5) -> None:
     """Draw the boxes whose score is at least ``least``, and write all that were found into boxes.json."""
     facts = json.loads(Path(artefact + ".json").read_text())
+    names = facts["classes"]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = facts["runtime"]["threads"]
     session = onnxruntime.InferenceSession(artefact, options, providers=["CPUExecutionProvider"])
@@ -20,7 +21,8 @@ def detect(artefact: str, pictures: str, output: str, least: float = 0.5) -> Non
     for path in sorted(each for each in Path(pictures).iterdir() if each.suffix.lower() in (".jpg", ".jpeg", ".png")):
         picture = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
         found = [each.tolist() for each in session.run(["boxes", "scores", "labels"], {"image": np.asarray(picture)})]
-        everything[path.name] = [[facts["classes"][label], score, box] for box, score, label in zip(*found)]
+        called = [names[label] if names else str(label) for label in found[2]]
+        everything[path.name] = [list(each) for each in zip(called, found[1], found[0])]
         draw = ImageDraw.Draw(picture)
         for name, score, (left, top, right, bottom) in everything[path.name]:
             if score >= least:

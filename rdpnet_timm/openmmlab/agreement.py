@@ -22,6 +22,7 @@ class Agreement(NamedTuple):
         near: the same for a class and an IoU of 0.5; of pixels the same as ``same``.
         overlap: smallest IoU of two boxes that are near each other.
         score: largest difference of the scores of two boxes that are near each other.
+        unit: of what was compared, 'boxes' or 'pixels'.
     """
 
     pictures: int
@@ -30,6 +31,7 @@ class Agreement(NamedTuple):
     near: float
     overlap: float
     score: float
+    unit: str = "boxes"
 
 
 def openmmlab_answers(model: Any, settings: Any) -> Callable[[np.ndarray], Answer]:
@@ -94,7 +96,7 @@ def _of_classes(expected: Sequence[Answer], actual: Sequence[Answer]) -> Agreeme
         if classes.shape != found.shape:
             raise RuntimeError(f"expected classes {classes.shape}, got {found.shape}")
         pixels, same = pixels + classes.size, same + int((classes == found).sum())
-    return Agreement(len(expected), pixels, same / pixels, same / pixels, 1.0, 0.0)
+    return Agreement(len(expected), pixels, same / pixels, same / pixels, 1.0, 0.0, "pixels")
 
 
 def overlaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:

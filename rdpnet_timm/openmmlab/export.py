@@ -9,6 +9,7 @@ import logging
 import tempfile
 from copy import deepcopy
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
@@ -82,7 +83,7 @@ def export_openmmlab(
         size: ``(H, W)`` of the pictures; by default each may have its own.
         score_threshold: boxes at or below it are left out; by default the config's.
         logits: of a segmentor, too.
-        class_names: by default what the checkpoint says, or the config.
+        class_names: by default what the checkpoint says, or the config, or those of its type of dataset.
         pictures: real ones ``(H, W, 3)``, uint8, RGB, to compare with OpenMMLab on, and for INT8; drawn ones without.
         int8: write INT8 artefacts beside the float ones.
         equalization: equalise the backbone before INT8; by default where it is an RDPNet.
@@ -260,13 +261,24 @@ def _class_names(model: Any, settings: Any, given: Optional[Sequence[str]]) -> O
     if names is None:
         names, source = (getattr(model, "dataset_meta", None) or {}).get("classes"), "in the checkpoint"
     if names is None:
-        names, source = named_classes(test_dataset(settings)), "in the config's metainfo"
+        dataset = test_dataset(settings)
+        names, source = named_classes(dataset), "in the config's metainfo"
+        by_itself = _classes_of_type(dataset, settings)
+        if names is None and len(by_itself) == count:
+            names = by_itself
     if names is not None and len(names) != count:
         raise ValueError(
             f"the network has {count} classes, and there are {len(names)} names {source}, beginning with "
             f"{', '.join(map(str, names[:3]))}: give a file with {count} of them, one a line (--classes FILE)"
         )
     return None if names is None else [str(name) for name in names]
+
+
+def _classes_of_type(dataset: Any, settings: Any) -> Sequence[str]:
+    kind = dataset.get("type")
+    if isinstance(kind, str):
+        kind = import_module(f"{settings.default_scope}.registry").DATASETS.get(kind)
+    return getattr(kind, "METAINFO", {}).get("classes", ())
 
 
 def drawn_pictures(size: Tuple[int, int], count: int = 4) -> List[np.ndarray]:
@@ -357,8 +369,8 @@ def _require(exported: WholeNetwork, tolerance: float) -> None:
     differing = 1 - (found.same if exported.precision == "float32" else found.near)
     if not differing <= tolerance:
         raise RuntimeError(
-            f"{exported.path.name} does not answer as OpenMMLab does: {differing:.1%} of {found.compared} boxes or "
-            f"pixels in {found.pictures} pictures differ, and the tolerance is {tolerance:.1%}; nothing was written"
+            f"{exported.path.name} does not answer as OpenMMLab does: {differing:.1%} of {found.compared} {found.unit} "
+            f"in {found.pictures} pictures differ, and the tolerance is {tolerance:.1%}; nothing was written"
         )
 
 
@@ -422,8 +434,7 @@ def _facts(
 
 def table(networks: Sequence[WholeNetwork]) -> str:
     """Agreement, sizes and latencies, for the screen."""
-    boxes = all(each.agreement.compared < 10_000 for each in networks)
-    rows = [["file", "precision", f"the same {'boxes' if boxes else 'pixels'}", "near", *HEADINGS]]
+    rows = [["file", "precision", f"the same {networks[0].agreement.unit}", "near", *HEADINGS]]
     for each in networks:
         found = each.agreement
         rows.append(
