@@ -74,6 +74,15 @@ def test_a_compiled_contestant_is_timed_as_it_was_compiled_whatever_is_compiled_
 
 
 @pytest.mark.slow
+def test_pt2e_computes_nearly_what_pytorch_computes():
+    pytest.importorskip("torchao")
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 1)).eval(), torch.randn(1, 3, 8, 8)
+    with torch.no_grad():
+        assert torch.allclose(speed._pt2e(model, x)(), model(x), atol=0.05)
+
+
+@pytest.mark.slow
 def test_a_width_is_measured_and_written(tmp_path):
     skipped = ("train", "deploy", "channels_last", "compile", "pt2e")
     (measured,) = speed.run(tmp_path, ["025"], [1], rounds=2, skip=skipped, borders=False)

@@ -195,15 +195,19 @@ def eager(module: nn.Module, x: Tensor) -> Callable[[], object]:
 
 def compiled(module: nn.Module, x: Tensor) -> Callable[[], object]:
     """A function that runs ``module`` on ``x``, compiled here for :func:`pin_threads`' number of threads."""
+    import torch._inductor.config as inductor
+
     torch._dynamo.config.cache_size_limit = 256  # networks of one class share it
-    # frozen weights are what lets the compiler fold norms and lay out kernels, as the runtimes do
-    function = torch.compile(module, options={"freezing": True})
+    function = torch.compile(module)
 
     def run() -> object:
         with torch.no_grad():
             return function(x)
 
-    run()
+    # frozen weights are what lets the compiler fold norms and lay out kernels, as the runtimes do; as an option of
+    # torch.compile the setting comes after tracing, too late for the kernels of PT2E
+    with inductor.patch(freezing=True):
+        run()
     return run
 
 
