@@ -298,7 +298,11 @@ def _evaluate(args: argparse.Namespace) -> None:
     test = read_test(args.data, Preprocessing.of(model)).to(_device(args))
     require_classes(test, model.pretrained_cfg.get("label_names"), args.weights or args.model or "rdpnet_025_cifar")
     model = model.to(device=_device(args), memory_format=torch.channels_last)
-    for which, form in (("train", model), ("deploy", reparameterize(model))):
+    deployed = reparameterize(model)
+    forms = {"train": model, "deploy": deployed}
+    if list(model.state_dict()) == list(deployed.state_dict()):
+        del forms["train"]  # nothing was merged: the weights are of the deploy form
+    for which, form in forms.items():
         found = evaluate(form, test)
         print(f"{which} form: {found.correct} of {found.total} correct, {found.accuracy:.2f} %, loss {found.loss:.4f}")
 

@@ -42,15 +42,17 @@ def classifier(model: nn.Module, top: int = 5) -> Callable[[Union[str, Path]], P
         top: how many classes to name.
 
     Raises:
-        ValueError: the model takes other channels than a picture has, or has no ``pretrained_cfg``.
+        ValueError: the model takes other channels than a picture has, is no classifier, or has no ``pretrained_cfg``.
     """
     model = unwrap_model(model)
+    if not getattr(model, "num_classes", 0):
+        raise ValueError(f"expected a classifier, got a {type(model).__name__} without classes: it returns features")
     preprocessing = Preprocessing.of(model)
     channels = preprocessing.input_size[0]
     if channels not in (1, 3):
         raise ValueError(f"pictures have 1 or 3 channels, and the model takes {channels}")
     names = (getattr(model, "pretrained_cfg", None) or {}).get("label_names") or ()
-    form = reparameterize(model).eval()
+    form = reparameterize(model).float().eval()  # as pictures are prepared
     device = next(form.parameters()).device
 
     def classify(path: Union[str, Path]) -> Prediction:

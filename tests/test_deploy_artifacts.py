@@ -383,6 +383,12 @@ def test_the_torch_free_example_reads_pictures_as_we_do(tmp_path, monkeypatch):
         np.testing.assert_allclose(found["pixels"].transpose(2, 0, 1), expected.numpy(), atol=1e-5, err_msg=name)
 
 
+def test_what_returns_several_maps_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="expected a classifier, got a FeatureListNet, which returns a list"):
+        export(timm.create_model("rdpnet_025_cifar", features_only=True), tmp_path / "o", input_size=SIZE)
+    assert not (tmp_path / "o").exists()
+
+
 @pytest.mark.parametrize(("reduce_range", "limit"), [(True, 64), (False, 127)])
 def test_weights_have_7_bits_where_8_overflow(reduce_range, limit, model, pixels, tmp_path):
     _, int8 = export(

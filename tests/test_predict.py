@@ -42,6 +42,20 @@ def test_a_wrapped_model_answers_as_the_one_in_it(wrap, pictures):
     assert classifier(wrap(model))(pictures[0]) == classifier(model)(pictures[0])
 
 
+@pytest.mark.parametrize("dtype", [torch.half, torch.bfloat16, torch.double])
+def test_a_model_of_another_precision_answers(dtype, pictures):
+    model = timm.create_model("rdpnet_025_cifar", pretrained=True)
+    (name, chance), *_ = classifier(model)(pictures[0]).chances
+    found = dict(classifier(model.to(dtype))(pictures[0]).chances)
+    assert found[name] == pytest.approx(chance, abs=0.05) and next(model.parameters()).dtype == dtype
+
+
+@pytest.mark.parametrize("kwargs", [{"num_classes": 0}, {"features_only": True}])
+def test_what_is_no_classifier_is_refused(kwargs):
+    with pytest.raises(ValueError, match="expected a classifier, got"):
+        classifier(timm.create_model("rdpnet_025_cifar", **kwargs))
+
+
 def test_the_command_prints_a_line_a_picture_and_draws_them(pictures, tmp_path, capsys):
     sheet = tmp_path / "sheet.png"
     assert main(["predict", *map(str, pictures), "--save", str(sheet), "--top", "2"]) == 0

@@ -886,13 +886,17 @@ def test_a_table_takes_its_data_behind_options_and_refuses_unknown_ones(tmp_path
 
 def test_a_run_begins_with_weights_whose_classifier_may_have_other_classes(tmp_path):
     shipped = timm.create_model(MODEL, pretrained=True)
-    save_model(shipped, tmp_path / "w.safetensors", MODEL, {"num_classes": 10})
+    names = shipped.pretrained_cfg["label_names"]
+    save_model(shipped, tmp_path / "w.safetensors", MODEL, {"num_classes": 10}, names)
     for weights in (MODEL, f"{MODEL}.c10", str(tmp_path / "w.safetensors")):
-        for classes in (10, 4):
+        for classes in (names, "0123456789", "abcd"):
             begun = Run(MODEL, RECIPES["demo"], weights=weights).create_model(classes)
-            assert begun.num_classes == classes
+            assert begun.num_classes == len(classes)
             for (name, ours), theirs in zip(begun.state_dict().items(), shipped.state_dict().values()):
-                assert (name.startswith("head.") and classes == 4) or torch.equal(ours, theirs), name
+                if name.startswith("head.") and classes is not names:
+                    assert not torch.equal(ours, theirs), "of ten digits the classifier is not that of ten things"
+                else:
+                    assert torch.equal(ours, theirs), name
     save_model(reparameterize(shipped), tmp_path / "d.safetensors", MODEL, {"inference_mode": True})
     save_model(timm.create_model(MODEL, shuffle_groups=0), tmp_path / "s.safetensors", MODEL, {"shuffle_groups": 0})
     for weights, error, told in (
@@ -903,9 +907,9 @@ def test_a_run_begins_with_weights_whose_classifier_may_have_other_classes(tmp_p
         (str(tmp_path / "s.safetensors"), RuntimeError, "shuffle_groups=0, and this model has 2"),
     ):
         with pytest.raises(error, match=told):
-            Run(MODEL, RECIPES["demo"], weights=weights).create_model(4)
+            Run(MODEL, RECIPES["demo"], weights=weights).create_model("abcd")
     with pytest.raises(RuntimeError, match="shuffle_groups=2, and this model has 0"):
-        Run(MODEL, RECIPES["demo"], model_args=(("shuffle_groups", 0),), weights=f"{MODEL}.c10").create_model(4)
+        Run(MODEL, RECIPES["demo"], model_args=(("shuffle_groups", 0),), weights=f"{MODEL}.c10").create_model("abcd")
 
 
 def test_a_run_that_began_with_weights_says_so_and_is_another_run(tmp_path, capsys):
@@ -929,7 +933,7 @@ def test_a_run_that_began_with_weights_says_so_and_is_another_run(tmp_path, caps
 )
 def test_arguments_that_no_model_takes_are_refused(arguments, told):
     with pytest.raises(ValueError, match=told):
-        Run(MODEL, RECIPES["demo"], model_args=tuple(arguments.items())).create_model(4)
+        Run(MODEL, RECIPES["demo"], model_args=tuple(arguments.items())).create_model("abcd")
 
 
 def test_the_ablations_can_be_those_of_another_width(tmp_path, monkeypatch):
@@ -993,6 +997,15 @@ def test_a_count_below_one_is_wrong_usage(tmp_path, capsys, arguments):
         main([*arguments, "--output", str(tmp_path / "out")])
     assert f"argument {arguments[-2]}: expected a whole number from 1, got '0'" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_the_deploy_form_are_evaluated_in_that_alone(tmp_path, capsys):
+    path = str(tmp_path / "d.safetensors")
+    save_model(
+        reparameterize(timm.create_model(f"{MODEL}.digits", pretrained=True)), path, MODEL, {"inference_mode": True}
+    )
+    assert main(["evaluate", "digits", "--weights", path]) == 0
+    assert capsys.readouterr().out.startswith("deploy form: ")
 
 
 def test_weights_are_not_scored_on_images_of_other_classes(tmp_path, capsys):

@@ -163,7 +163,7 @@ def export(
     Raises:
         FileExistsError: there are artefacts of this name, and ``overwrite`` is False; those of the same weights in
             other formats may stay.
-        ValueError: an unknown format, one without INT8 or batches, sizes or names that do not fit.
+        ValueError: an unknown format, one without INT8 or batches, sizes or names that do not fit, no classifier.
         NotStraight: ``equalization`` is asked of a model which is no straight path.
         ImportError: a package is missing; the message names the line that installs it.
         OSError: ``output`` cannot be written.
@@ -216,7 +216,12 @@ def export(
         return preprocessing.normalize(pixels) if pixel_range is None else pixels * pixel_range
 
     with evaluating(deployed):
-        expected = {kind: deployed(preprocessing.normalize(pixels)).numpy() for kind, pixels in tests.items()}
+        logits = {kind: deployed(preprocessing.normalize(pixels)) for kind, pixels in tests.items()}
+    if not isinstance(logits["random"], Tensor):
+        raise ValueError(
+            f"expected a classifier, got a {type(model).__name__}, which returns a {type(logits['random']).__name__}"
+        )
+    expected = {kind: tensor.numpy() for kind, tensor in logits.items()}
     inputs = {kind: as_input(pixels).numpy() for kind, pixels in tests.items()}
     example = torch.from_numpy(inputs["random"][:1])
     with all_or_nothing(Path(output)) as folder:

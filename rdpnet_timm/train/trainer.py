@@ -55,7 +55,7 @@ class Run:
         compile: mode of ``torch.compile``; '' does not compile. With these two, '' and 'default', whole steps are
             recorded as CUDA graphs on a GPU; modes such as 'reduce-overhead' record parts of them by themselves.
         weights: what the model begins with: a checkpoint, or a timm name for its pretrained weights; a classifier of
-            other classes is made anew. '' begins at random.
+            other classes, by number or by name, is made anew. '' begins at random.
 
     Raises:
         ValueError: ``model_args`` says what the data say, or the seed is none of torch's.
@@ -84,8 +84,8 @@ class Run:
                 "read in three colours, and what to begin with is said by --weights"
             )
 
-    def create_model(self, classes: int) -> nn.Module:
-        """The model in channels_last, as ``weights`` has it, or initialised by the seed alone.
+    def create_model(self, classes: Sequence[str]) -> nn.Module:
+        """The model for ``classes``, in channels_last, as ``weights`` has it, or initialised by the seed alone.
 
         Raises:
             RuntimeError: ``weights`` are in the deploy form, or of a network with other arguments.
@@ -97,26 +97,28 @@ class Run:
             if self.weights:
                 model = self._begun_with(arguments, classes)
             else:
-                model = timm.create_model(self.model, num_classes=classes, **arguments)
+                model = timm.create_model(self.model, num_classes=len(classes), **arguments)
         except (AssertionError, TypeError) as error:
             raise ValueError(f"{self.model} cannot be created with the arguments {arguments}: {error}") from error
         return model.to(device=self.device, memory_format=torch.channels_last)
 
-    def _begun_with(self, arguments: Dict[str, Any], classes: int) -> nn.Module:
+    def _begun_with(self, arguments: Dict[str, Any], classes: Sequence[str]) -> nn.Module:
         if Path(self.weights).is_file():
             # created by the arguments of this run, as the weights that it writes will say, and compared with the file's
             theirs = load_model(self.weights, self.model)
             model = timm.create_model(self.model, num_classes=theirs.num_classes, **arguments)
             load_checkpoint(model, self.weights)
+            names = theirs.pretrained_cfg.get("label_names")
         elif self.weights.partition(".")[0] == self.model.partition(".")[0]:
             model = load_model(self.weights, **arguments)
+            names = model.pretrained_cfg.get("label_names")
         else:
             raise ValueError(
                 f"'{self.weights}' is no file, and no name of weights of {self.model} (--weights, --model): give a "
                 "checkpoint of this model, or its name, with a tag or without"
             )
-        if model.num_classes != classes:
-            model.reset_classifier(classes)
+        if model.num_classes != len(classes) or (names and tuple(names) != tuple(classes)):
+            model.reset_classifier(len(classes))
         return model
 
     @property
@@ -343,7 +345,7 @@ def _training(job: Job, stopped: List[int]) -> Generator[None, None, Result]:
     epoch_steps = len(training) // batch_size
     steps = max(1, round(recipe.epochs * epoch_steps))
 
-    model = run.create_model(classes)
+    model = run.create_model(training.classes)
     size = tuple(training.pixels.shape[1:3])
     if model.pretrained_cfg.get("fixed_input_size") and size != run.image_size:
         raise ValueError(
