@@ -347,6 +347,14 @@ def test_compiled_networks_compute_what_pytorch_computes(form):
     assert torch.allclose(backends.prepare("compile", form, 1)(), outputs(form.module, form.x), atol=1e-5)
 
 
+@pytest.mark.slow
+def test_compiled_networks_have_their_weights_frozen():
+    module, x = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).eval(), torch.randn(1, 3, 8, 8)
+    call, expected = backends.compiled(module, x), outputs(module, x)
+    nn.init.zeros_(module[0].weight)
+    assert torch.allclose(call(), expected, atol=1e-5)
+
+
 # What training costs
 
 
