@@ -1008,6 +1008,13 @@ def test_weights_of_the_deploy_form_are_evaluated_in_that_alone(tmp_path, capsys
     assert capsys.readouterr().out.startswith("deploy form: ")
 
 
+def test_an_evaluation_of_a_network_without_three_channels_is_refused_by_name(tmp_path, capsys):
+    path = str(tmp_path / "grey.safetensors")
+    save_model(timm.create_model(MODEL, in_chans=1), path, MODEL, {"in_chans": 1})
+    assert main(["evaluate", "digits", "--weights", path]) == 1
+    assert "read in three colours, and the model takes 1 channels" in capsys.readouterr().err
+
+
 def test_weights_are_not_scored_on_images_of_other_classes(tmp_path, capsys):
     assert main(["evaluate", "digits", "--model", "rdpnet_025_cifar"]) == 1  # CIFAR-10's, of as many classes
     assert (

@@ -112,7 +112,11 @@ def read_test(source: str, preprocessing: Preprocessing) -> Images:
 
     Raises:
         FileNotFoundError, ValueError: as :func:`read_data`.
+        ValueError: the images are to have other than three channels.
     """
+    channels = preprocessing.input_size[0]
+    if channels != 3:
+        raise ValueError(f"test images are read in three colours, and the model takes {channels} channels")
     return _read(source, ("test",), preprocessing)[0]
 
 
