@@ -4,8 +4,11 @@ Paper: Xu, Zhao, Xu, "RDPNet: a single-path lightweight CNN with re-parameteriza
 Journal of Cloud Computing 11:54, 2022, doi 10.1186/s13677-022-00330-5. No code was published with it.
 """
 
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -13,13 +16,13 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import Linear, SelectAdaptivePool2d
 from timm.models import (
     build_model_with_cfg,
-    checkpoint_seq,
     generate_default_cfgs,
     register_model,
     resolve_pretrained_cfg,
 )
 from timm.models._features import feature_take_indices
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from . import weights
 from .blocks import NormLayer, RDPModule, Reparameterizable, RepVGGBlock, set_fused
@@ -146,7 +149,7 @@ class RDPNet(nn.Module):
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each module in the backward pass rather than keep its activations."""
+        """Recompute each module in the backward pass rather than keep its activations; a batch counts once."""
         self.grad_checkpointing = enable
 
     @torch.jit.ignore
@@ -213,7 +216,7 @@ class RDPNet(nn.Module):
             stages = self.stages[:max_index]
         for index, stage in enumerate(stages):
             if self.grad_checkpointing and not torch.jit.is_scripting():
-                x = checkpoint_seq(stage, x)
+                x = _checkpointed(stage, x)
             else:
                 x = stage(x)
             if index + 1 in take_indices:
@@ -239,7 +242,7 @@ class RDPNet(nn.Module):
         """``(N, C, H, W)`` to the last map ``(N, num_features, H / stride, W / stride)``."""
         x = self.stem(x)
         if self.grad_checkpointing and not torch.jit.is_scripting():
-            x = checkpoint_seq(self.stages, x, flatten=True)
+            x = _checkpointed(chain.from_iterable(self.stages), x)
         else:
             x = self.stages(x)
         return x
@@ -273,6 +276,30 @@ class RDPNet(nn.Module):
                     f"model's is {tuple(tensor.shape)}; create the model with the width and in_chans of the weights"
                 )
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+
+def _checkpointed(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
+    """``x`` through one module after another, each of which is recomputed in the backward pass."""
+    for module in modules:
+        # compiled, a recomputation has no side effects, and torch takes no such context there
+        others = {} if torch.compiler.is_compiling() else {"context_fn": partial(_contexts, module)}
+        x = checkpoint(module, x, use_reentrant=False, **others)
+    return x
+
+
+def _contexts(module: nn.Module) -> Tuple[Any, Any]:
+    return nullcontext(), _keeping_buffers(module)
+
+
+@contextmanager
+def _keeping_buffers(module: nn.Module) -> Iterator[None]:
+    """Leave a module's buffers as they were: a batch that is recomputed would move running statistics a second time."""
+    before = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    try:
+        yield
+    finally:  # the recomputation ends by an exception, as soon as it has all that is needed
+        for buffer, value in before:
+            buffer.data.copy_(value)
 
 
 def convert_state_dict(state_dict: Dict[str, Any], model: nn.Module, prefix: str = "") -> Dict[str, Any]:

@@ -362,8 +362,7 @@ def test_gradients_accumulate():
 def test_gradient_checkpointing_changes_nothing(steps):
     model = excited(timm.create_model("rdpnet_025_cifar")).double()
     other = branch_by_branch(model)
-    model.set_grad_checkpointing()
-    other.set_grad_checkpointing()
+    model.set_grad_checkpointing()  # running statistics are among what is compared
     x, gradient = torch.randn(4, 3, 16, 16, dtype=torch.float64), torch.randn(4, 10, dtype=torch.float64)
     found = differences(train_step(model, x, gradient), train_step(other, x, gradient))
     assert max(found.values()) < 1e-8 and steps.taken

@@ -231,6 +231,13 @@ def test_recomputed_activations_give_the_same_gradients() -> None:
         assert torch.equal(plain, recomputed)
 
 
+def test_a_batch_that_is_recomputed_moves_the_statistics_once() -> None:
+    backbone = RDPNet(0.25, with_cp=True, out_indices=(1, 4)).train()
+    for step in (1, 2):
+        sum(map_.sum() for map_ in backbone(torch.randn(2, 3, 64, 64))).backward()
+        assert {int(value) for name, value in backbone.named_buffers() if name.endswith("tracked")} == {step}
+
+
 def test_norm_cfg_reaches_every_batch_norm() -> None:
     backbone = RDPNet(0.25, norm_cfg=dict(type="SyncBN", eps=1e-3, requires_grad=False))
     norms = [module for module in backbone.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]

@@ -1,7 +1,7 @@
 """RDPNet keeps the whole contract of a timm model, in both forms."""
 
 import copy
-from typing import Any, List
+from typing import Any, Dict, List
 
 import pytest
 import timm
@@ -125,16 +125,32 @@ def test_device_and_dtype_are_those_asked_for(inference_mode: bool) -> None:
 
 
 @FORMS
-def test_every_parameter_gets_a_gradient_with_and_without_checkpointing(inference_mode: bool) -> None:
+def test_every_parameter_gets_a_gradient_with_and_without_checkpointing_and_a_batch_counts_once(
+    inference_mode: bool,
+) -> None:
     model, x = create(inference_mode=inference_mode, drop_rate=0.0).train(), images()
     gradients: List[List[torch.Tensor]] = []
+    buffers: List[Dict[str, torch.Tensor]] = []
     for enable in (False, True):
         twin = copy.deepcopy(model)
         twin.set_grad_checkpointing(enable)
         twin(x).square().mean().backward()
         gradients.append([parameter.grad for parameter in twin.parameters()])
+        buffers.append(dict(twin.named_buffers()))
+    torch.testing.assert_close(buffers[1], buffers[0])
     for plain, checkpointed in zip(*gradients):
         torch.testing.assert_close(checkpointed, plain)
+
+
+def test_a_recomputed_batch_counts_once_where_it_is_compiled_too() -> None:
+    model = create(fused=False).train()
+    model.stages = model.stages[:1]
+    model.set_grad_checkpointing()
+    plain, x = copy.deepcopy(model), images()
+    torch.compile(model.forward_features, backend="aot_eager")(x).sum().backward()
+    plain.set_grad_checkpointing(False)
+    plain.forward_features(x).sum().backward()
+    torch.testing.assert_close(dict(model.named_buffers()), dict(plain.named_buffers()))
 
 
 def test_train_form_weights_are_assigned_to_a_deploy_form_on_the_meta_device() -> None:

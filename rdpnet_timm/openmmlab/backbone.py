@@ -33,7 +33,8 @@ class RDPNet(TimmRDPNet, BaseModule):
             norms in evaluation mode.
         norm_cfg: a batch norm, e.g. ``dict(type='SyncBN', requires_grad=True)``.
         norm_eval: keep all batch norms in evaluation mode while training.
-        with_cp: recompute each module in the backward pass rather than keep its activations.
+        with_cp: recompute each module in the backward pass rather than keep its activations; a batch counts once in the
+            running statistics all the same.
         in_channels: input channels.
         init_cfg: mmengine's initialisation.
         inference_mode: build the deploy form; train-form weights are converted as they are loaded.
