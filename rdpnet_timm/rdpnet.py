@@ -281,7 +281,7 @@ class RDPNet(nn.Module):
 def _checkpointed(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
     """``x`` through one module after another, each of which is recomputed in the backward pass."""
     for module in modules:
-        # compiled, a recomputation has no side effects, and torch takes no such context there
+        # compiled, a recomputation has no side effects (but by torch 2.5), and torch takes no such context there
         others = {} if torch.compiler.is_compiling() else {"context_fn": partial(_contexts, module)}
         x = checkpoint(module, x, use_reentrant=False, **others)
     return x

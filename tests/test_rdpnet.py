@@ -142,6 +142,7 @@ def test_every_parameter_gets_a_gradient_with_and_without_checkpointing_and_a_ba
         torch.testing.assert_close(checkpointed, plain)
 
 
+@pytest.mark.skipif(torch.__version__.startswith("2.5."), reason="torch 2.5 compiles a recomputation with its updates")
 def test_a_recomputed_batch_counts_once_where_it_is_compiled_too() -> None:
     model = create(fused=False).train()
     model.stages = model.stages[:1]
