@@ -275,6 +275,8 @@ class _MultiBranchBlock(Reparameterizable):
                 continue
             if type(branch) is not _ConvNorm or not branch.is_as_made() or branch.conv.padding_mode != "zeros":
                 return False
+            if type(branch.conv) not in (nn.Conv2d, SlicedConv2d):  # parametrised: a look at the weight may change it
+                return False
             skipped += [branch.conv, branch.norm]
         return not conditions.have_hooks(skipped)
 

@@ -203,6 +203,16 @@ def test_what_a_user_exchanged_is_called(steps, change, fused_blocks):
         torch.testing.assert_close(rdpnet_timm.reparameterize(model)(x), model.eval()(x), rtol=1e-9, atol=1e-9)
 
 
+def test_a_parametrised_weight_is_looked_at_by_its_own_convolution_alone(steps):
+    model, x = module(), images()
+    for conv in model.depth.parts()[0] + model.point.parts()[0]:
+        nn.utils.parametrizations.spectral_norm(conv)  # every look at the weight in training moves its buffers
+    branches = branch_by_branch(model)
+    assert steps.count(model, x) == 0
+    branches(x)
+    torch.testing.assert_close(dict(model.named_buffers()), dict(branches.named_buffers()), rtol=0, atol=0)
+
+
 def test_half_precision_weights_are_computed_branch_by_branch(steps):
     assert steps.count(module().bfloat16(), images().bfloat16()) == 0
 
