@@ -310,22 +310,24 @@ def test_openvino_held_to_avx2_runs_avx2_kernels(tmp_path, capfd):
 
 
 @pytest.mark.parametrize(
-    ("flags", "limit", "vnni"),
+    ("flags", "limit", "vnni", "bfloat16"),
     [
-        ("sse2 avx2", None, False),
-        ("sse2 avx2 avx_vnni", None, True),
-        ("sse2 avx512_vnni amx_int8", None, True),
-        ("sse2 avx512_vnni", "AVX2", False),
-        ("sse2 avx512_vnni", "AVX512_CORE_VNNI", True),
-        ("asimd asimddp", None, True),
+        ("sse2 avx2", None, False, False),
+        ("sse2 avx2 avx_vnni", None, True, False),
+        ("sse2 avx512_vnni amx_int8", None, True, False),
+        ("sse2 avx512_vnni avx512_bf16", None, True, True),
+        ("sse2 avx512_vnni avx512_bf16", "AVX2", False, False),
+        ("sse2 avx512_vnni avx512_bf16 amx_bf16", "AVX512_CORE_VNNI", True, False),
+        ("sse2 avx512_vnni avx512_bf16", "AVX512_CORE_BF16", True, True),
+        ("asimd asimddp bf16", None, True, True),
     ],
 )
-def test_who_sums_int8_products_in_16_bits(flags, limit, vnni, monkeypatch):
+def test_who_sums_int8_products_in_16_bits_and_who_multiplies_bfloat16(flags, limit, vnni, bfloat16, monkeypatch):
     monkeypatch.setattr(machine, "cpu_flags", lambda: frozenset(flags.split()))
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     if limit:
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
-    assert machine.has_vnni() is vnni
+    assert (machine.has_vnni(), machine.has_bfloat16()) == (vnni, bfloat16)
 
 
 @pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="needs Linux")

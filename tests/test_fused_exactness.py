@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from rdpnet_timm.blocks import DepthBlock, PointBlock, RDPModule, RepVGGBlock, set_fused
-from rdpnet_timm.fused import conditions, products, step
+from rdpnet_timm.fused import conditions, products, step, tiles
 
 WIDTHS = ("025", "050", "075", "100", "125", "150")
 FORMATS = st.sampled_from([torch.contiguous_format, torch.channels_last])
@@ -24,6 +24,23 @@ NOISE = "depth.branches.conv1x1.conv.weight"
 @pytest.fixture(autouse=True)
 def every_shape_is_fused(monkeypatch):
     monkeypatch.setattr(conditions, "SMALLEST", 2)
+
+
+@pytest.fixture(params=[True, False], ids=["tiles", "no tiles"])
+def with_tiles(request, monkeypatch):
+    """Products of bfloat16 maps in AMX tiles, where the CPU has them, and as on CPUs that have none."""
+    if not request.param:
+        monkeypatch.setattr(tiles, "are_usable", lambda: False)
+    elif not tiles.are_usable():
+        pytest.skip("for a CPU with AMX")
+
+
+@pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
 
 
 def steps_agree(module, x, gradient, tolerance=1e-9):
@@ -185,12 +202,14 @@ def relative_errors(module, exact, x, gradient, dtype):
     return {name: ((results[0][name].double() - b).norm() / b.norm()).item() for name, b in results[1].items()}
 
 
-@pytest.mark.parametrize("kept", [True, False], ids=["maps as the CPU allows", "maps in float32"])
+@pytest.mark.parametrize("kept", ["tiles", "registers", "float32"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("arguments", [(16, 32, 2), (32, 48, 1, 2), (64, 64), (32, 20)], ids=str)
 def test_under_autocast_errors_are_no_larger_than_the_branches_own(monkeypatch, arguments, dtype, kept):
     # one module and not a network: in bfloat16 a network of 41 blocks in training leaves nothing of a gradient
-    if not kept:
+    if kept == "registers":
+        monkeypatch.setattr(tiles, "are_usable", lambda: False)
+    if kept == "float32":
         monkeypatch.setattr(step, "HAS_BFLOAT16", False)
     totals = [0.0, 0.0]
     for seed in range(3):  # a ReLU that opens by a rounding changes much: one seed says little
@@ -206,9 +225,9 @@ def test_under_autocast_errors_are_no_larger_than_the_branches_own(monkeypatch, 
     assert totals[0] <= totals[1]
 
 
-@pytest.mark.parametrize("shape", [(3, 5, 7), (1, 1, 7), (2, 16, 9)])
-@pytest.mark.parametrize("channels", [(16, 16), (32, 48), (64, 16)])
-def test_products_of_bfloat16_maps_are_summed_as_those_of_float32(shape, channels):
+@pytest.mark.parametrize("shape", [(3, 5, 7), (1, 1, 7), (1, 4, 8), (2, 16, 9), (5, 15, 17)])
+@pytest.mark.parametrize("channels", [(16, 16), (32, 48), (64, 16), (80, 64)])
+def test_products_of_bfloat16_maps_are_summed_as_those_of_float32(shape, channels, threads, with_tiles):
     if not step.HAS_BFLOAT16:
         pytest.skip("for a CPU with AVX512_BF16")
     n, height, width = shape

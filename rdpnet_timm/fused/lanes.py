@@ -17,7 +17,9 @@ from numba.extending import models, overload, register_model
 __all__ = [
     "accumulate",
     "add_product",
+    "address",
     "broadcast",
+    "intrinsic",
     "lane_count",
     "load",
     "load_pairs",
@@ -74,7 +76,7 @@ class _LanesModel(models.PrimitiveModel):
         super().__init__(manager, lanes, _vector(lanes))
 
 
-def _address(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
+def address(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
     """Pointer to element ``index`` of a C-contiguous array, counted through all of its dimensions."""
     return builder.gep(context.make_array(array_type)(context, builder, array).data, [index])
 
@@ -112,7 +114,7 @@ def load(typing: Any, array: Any, index: Any) -> Any:
     lanes = _lanes(array)
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        pointer = _address(context, builder, array, *values)
+        pointer = address(context, builder, array, *values)
         if array.dtype != types.int16:
             return _read(builder, pointer, _vector(lanes))
         wide = builder.zext(_read(builder, pointer, _integers(lanes, 16)), _integers(lanes, 32))
@@ -128,7 +130,7 @@ def load_pairs(typing: Any, a: Any, i: Any, b: Any, j: Any) -> Any:
     lanes = Lanes(types.int32)
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        pointers = _address(context, builder, a, *values[:2]), _address(context, builder, b, *values[2:])
+        pointers = address(context, builder, a, *values[:2]), address(context, builder, b, *values[2:])
         low, high = (
             builder.zext(_read(builder, pointer, _integers(lanes, 16)), _integers(lanes, 32)) for pointer in pointers
         )
@@ -143,7 +145,7 @@ def broadcast(typing: Any, array: Any, index: Any) -> Any:
     lanes = _lanes(array)
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        element = builder.load(_address(context, builder, array, *values))
+        element = builder.load(address(context, builder, array, *values))
         integer = ir.IntType(32)
         first = builder.insert_element(ir.Constant(_vector(lanes), ir.Undefined), element, integer(0))
         return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(integer, lanes.count), [0] * lanes.count))
@@ -160,7 +162,7 @@ def store(typing: Any, array: Any, index: Any, value: Any) -> Any:
         if array.dtype == types.int16:  # rounds to the nearest
             kind = ir.FunctionType(_integers(value, 16), [written.type])
             written = builder.asm(kind, "vcvtneps2bf16 $1, $0", "=v,v", [written], False)
-        _write(builder, written, _address(context, builder, array, *values[:2]))
+        _write(builder, written, address(context, builder, array, *values[:2]))
         return context.get_dummy_value()
 
     return types.void(array, types.intp, value), generate
@@ -172,7 +174,7 @@ def accumulate(typing: Any, totals: Any, index: Any, value: Any) -> Any:
     wide = ir.VectorType(ir.DoubleType(), value.count)
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        pointer = builder.bitcast(_address(context, builder, totals, *values[:2]), wide.as_pointer())
+        pointer = builder.bitcast(address(context, builder, totals, *values[:2]), wide.as_pointer())
         added = values[2] if value.dtype == types.float64 else builder.fpext(values[2], wide)
         builder.store(builder.fadd(builder.load(pointer, align=8), added), pointer, align=8)
         return context.get_dummy_value()
@@ -188,8 +190,8 @@ def prefetch(typing: Any, array: Any, index: Any) -> Any:
         integer, pointer = ir.IntType(32), ir.IntType(8).as_pointer()
         function = ir.FunctionType(ir.VoidType(), [pointer, integer, integer, integer])
         call = numba.core.cgutils.get_or_insert_function(builder.module, function, "llvm.prefetch.p0")
-        address = builder.bitcast(_address(context, builder, array, *values), pointer)
-        builder.call(call, [address, integer(0), integer(3), integer(1)])  # to read, into every cache, data
+        start = builder.bitcast(address(context, builder, array, *values), pointer)
+        builder.call(call, [start, integer(0), integer(3), integer(1)])  # to read, into every cache, data
         return context.get_dummy_value()
 
     return types.void(array, types.intp), generate

@@ -2,16 +2,18 @@
 
 Such a map is a matrix of M = N H W rows of C channels. Where channels fill registers, products are loops of our own:
 they add, shift and clip in the pass that multiplies, and take 0.6 to 0.95 of the time of oneDNN's 1x1 convolutions (AMD
-EPYC, Zen 4, maps out of the cache; the less, the fewer the channels). Elsewhere they are torch's.
+EPYC, Zen 4, maps out of the cache; the less, the fewer the channels). In bfloat16 they use AMX tiles where the CPU has
+them. Elsewhere they are torch's.
 """
 
+from types import ModuleType
 from typing import Sequence, Tuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from . import loops, vector_loops
+from . import loops, tile_loops, tiles, vector_loops
 from .lanes import REGISTER
 from .threads import over_parts
 
@@ -57,7 +59,10 @@ def outer_sums(a: Tensor, b: Tensor) -> np.ndarray:
 def _outer_loops(a: Tensor, b: Tensor, count: int) -> np.ndarray:
     """``count`` rows of :func:`.vector_loops.outer_sums`: the last is that of sums, where ``a`` has fewer channels."""
     totals = np.zeros((torch.get_num_threads(), count, b.shape[1]))
-    sums = vector_loops.outer_sums_of_pairs if b.dtype == torch.bfloat16 else vector_loops.outer_sums
+    sums = vector_loops.outer_sums
+    if b.dtype == torch.bfloat16:
+        is_tiled = tiles.are_usable() and fills_registers(a.shape[1], a.dtype)
+        sums = tile_loops.outer_sums if is_tiled else vector_loops.outer_sums_of_pairs
     over_parts(sums, len(a), array(a), array(b), count > a.shape[1], totals)
     return totals.sum(0)
 
@@ -83,11 +88,12 @@ def pointwise(inputs: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor,
     if fills_registers(channels, dtype) and positions >= vector_loops.TILE:
         out = inputs[0].new_empty(n, height, width, channels).permute(0, 3, 1, 2)
         maps, matrices = tuple(map(array, inputs)), tuple(weight.contiguous().numpy() for weight in weights)
+        passes: ModuleType = vector_loops
         if dtype == torch.bfloat16:
             maps, matrices = tuple(each.view(np.int32) for each in maps), tuple(map(_pairs, weights))
-        over_parts(
-            vector_loops.pointwise, positions // vector_loops.TILE, maps, matrices, bias.numpy(), relu, array(out)
-        )
+            if tiles.are_usable() and positions >= tile_loops.TILE:
+                passes = tile_loops
+        over_parts(passes.pointwise, positions // passes.TILE, maps, matrices, bias.numpy(), relu, array(out))
         return out
     out = torch.addmm(bias, rows(inputs[0]), weights[0])
     for x, weight in zip(inputs[1:], weights[1:]):

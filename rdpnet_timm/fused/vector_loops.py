@@ -33,6 +33,7 @@ BLOCK = 256  # positions whose products are summed in the maps' own dtype, and w
 TILE = 6  # positions that :func:`pointwise` works on at once
 
 __all__ = [
+    "add_sums",
     "depth_backward",
     "depth_backward_sums",
     "depth_output",
@@ -40,6 +41,7 @@ __all__ = [
     "masked_gradient",
     "outer_sums",
     "outer_sums_of_pairs",
+    "pair_positions",
     "patches",
     "pointwise",
 ]
@@ -345,11 +347,11 @@ def outer_sums(start: int, stop: int, part: int, a: Any, b: Any, is_symmetric: b
         stop_at = min(first + BLOCK, last)
         _add_outer(part, first, stop_at, height, b.shape[3], a, b, is_symmetric, totals)
         if is_symmetric:
-            _add_sums(part, first, stop_at, b, totals)
+            add_sums(part, first, stop_at, b, totals)
 
 
 @compiled_part
-def _add_sums(part: int, first: int, last: int, x: Any, totals: Any) -> None:
+def add_sums(part: int, first: int, last: int, x: Any, totals: Any) -> None:
     """Add the sums of positions ``first`` to ``last`` to the last row of ``totals``."""
     channels = x.shape[3]
     for c in range(0, channels, lane_count(x)):
@@ -367,17 +369,17 @@ def outer_sums_of_pairs(start: int, stop: int, part: int, a: Any, b: Any, is_sym
     to_a, to_b = np.empty(BLOCK // 2 * height, np.int32), np.empty(BLOCK // 2 * width, np.int32)
     for first in range(start * rows * columns, last, BLOCK):
         stop_at = min(first + BLOCK, last)
-        _pair_positions(first, stop_at, height, a, to_a)
+        pair_positions(first, stop_at, height, a, to_a)
         if not is_symmetric:
-            _pair_positions(first, stop_at, width, b, to_b)
+            pair_positions(first, stop_at, width, b, to_b)
         count = (stop_at - first + 1) // 2
         _add_outer(part, 0, count, height, width, to_a, to_a if is_symmetric else to_b, is_symmetric, totals)
         if is_symmetric:
-            _add_sums(part, first, stop_at, b, totals)
+            add_sums(part, first, stop_at, b, totals)
 
 
 @compiled_part
-def _pair_positions(first: int, stop: int, channels: int, x: Any, pairs: Any) -> None:
+def pair_positions(first: int, stop: int, channels: int, x: Any, pairs: Any) -> None:
     """Neighbouring positions of ``first`` to ``stop`` as ``pairs`` ``(positions / 2, channels)``, zeros behind."""
     nothing = np.zeros(channels, x.dtype)
     to, last = 0, stop * channels

@@ -12,6 +12,12 @@ import torch
 
 __all__ = ["cores", "cpu_flags", "describe", "has_bfloat16", "has_vnni", "memory", "require_threads"]
 
+# oneDNN's names of instruction sets without VNNI, and of those with it that do not multiply bfloat16
+BELOW_VNNI = ("SSE41", "AVX", "AVX2", "AVX512_CORE")
+BELOW_BFLOAT16 = ("AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE_VNNI")
+# what decides about INT8 and bfloat16, by Linux's flags
+_EXTENSIONS = {"VNNI": {"avx_vnni", "avx512_vnni"}, "BF16": {"avx512_bf16", "bf16"}, "AMX": {"amx_int8"}}
+
 _PACKAGES = (
     "rdpnet-timm", "torch", "torchvision", "timm", "onnx", "onnxruntime", "openvino", "executorch", "ai-edge-litert",
     "ncnn", "numpy",
@@ -38,8 +44,11 @@ def cpu_flags() -> FrozenSet[str]:
 
 
 def has_bfloat16() -> bool:
-    """Whether the CPU multiplies bfloat16 itself: a runtime may offer it all the same, and compute in float32."""
-    return bool(cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
+    """Whether the CPU multiplies bfloat16 itself: a runtime may offer it all the same, and compute in float32.
+
+    A limit set by ``ONEDNN_MAX_CPU_ISA`` counts.
+    """
+    return bool(cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"}) and not _is_held_to(*BELOW_VNNI, *BELOW_BFLOAT16)
 
 
 def has_vnni() -> bool:
@@ -48,8 +57,11 @@ def has_vnni() -> bool:
     A limit set by ``ONEDNN_MAX_CPU_ISA`` counts; a CPU that is not x86 has no such pairs.
     """
     flags = cpu_flags()
-    held_below = os.environ.get("ONEDNN_MAX_CPU_ISA", "") in ("SSE41", "AVX", "AVX2", "AVX512_CORE")
-    return "sse2" not in flags or (bool(flags & {"avx_vnni", "avx512_vnni"}) and not held_below)
+    return "sse2" not in flags or (bool(flags & {"avx_vnni", "avx512_vnni"}) and not _is_held_to(*BELOW_VNNI))
+
+
+def _is_held_to(*limits: str) -> bool:
+    return os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in limits
 
 
 def _version(package: str) -> str:
@@ -89,12 +101,14 @@ def require_threads(*threads: int) -> None:
 
 
 def describe() -> Dict[str, Any]:
-    """CPU, cores, vector instructions as PyTorch uses them, GPU if any, system, and versions of what is measured."""
+    """CPU, cores, instruction sets, GPU if any, system, and versions of what is measured."""
+    flags = cpu_flags()
+    extensions = [name for name, having in _EXTENSIONS.items() if flags & having]
     return {
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
         "isa_limit": os.environ.get("ONEDNN_MAX_CPU_ISA"),
-        "capability": torch.backends.cpu.get_cpu_capability(),
+        "capability": ", ".join([torch.backends.cpu.get_cpu_capability(), *extensions]),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": platform.platform(),
         "versions": {"python": sys.version.split()[0], **{package: _version(package) for package in _PACKAGES}},
