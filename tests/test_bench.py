@@ -85,6 +85,11 @@ def test_cifar_forms_end_in_a_map_of_4x4_with_the_papers_macs(name):
     assert count(model, (3, 32, 32)).macs / 1e6 == pytest.approx(PAPER["table4"].rows[name][1], rel=0.1)
 
 
+def test_networks_that_are_trained_side_by_side_end_in_maps_of_the_same_size():
+    for entry in training.entries(training.Setting(1.0, (3, 32, 32), 16)):
+        assert outputs(peers.Trunk(entry.build()), torch.zeros(1, 3, 32, 32)).shape[2:] == (4, 4), entry.name
+
+
 @pytest.mark.parametrize("name", ["MobileNetV2-0.5x", "MobileNetV3-large-0.35x", "RDPNet-0.75x"])
 def test_segmentors_trunks_have_an_output_stride_of_16(name):
     assert outputs(ENTRIES["table7", name].build(), torch.zeros(1, 3, 64, 64)).shape[2:] == (4, 4)

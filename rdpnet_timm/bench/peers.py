@@ -1,6 +1,6 @@
 """The networks that are compared, at any width: from timm where it has them, else from torchvision."""
 
-from typing import Any, Callable, List
+from typing import Any, Callable, List, Tuple
 
 import timm
 import torch
@@ -44,15 +44,18 @@ def timm_model(name: str, **kwargs: Any) -> nn.Module:
 
 
 def cifar_form(model: nn.Module) -> nn.Module:
-    """Set the first two strided convolutions, in the order of execution, to stride 1, in place, and return the model.
+    """Set the first two strided layers, in the order of execution, to stride 1, in place, and return the model.
 
     A network that divides 224 by 32 then divides a CIFAR image by 8, to a last map of 4x4. At these strides the
-    MACs of the MobileNets are the paper's of Table 4, to a few per cent.
+    MACs of the MobileNets are the paper's of Table 4, to a few per cent. Convolutions of one input are branches of a
+    layer.
     """
-    strided: List[nn.Conv2d] = []
+    strided: List[Tuple[Tensor, List[nn.Module]]] = []
 
-    def record(conv: nn.Module, _: Any) -> None:
-        strided.append(conv)
+    def record(conv: nn.Module, inputs: Tuple[Tensor, ...]) -> None:
+        if not strided or strided[-1][0] is not inputs[0]:
+            strided.append((inputs[0], []))
+        strided[-1][1].append(conv)
 
     convs = [module for module in model.modules() if isinstance(module, nn.Conv2d) and max(module.stride) > 1]
     hooks = [conv.register_forward_pre_hook(record) for conv in convs]
@@ -60,8 +63,9 @@ def cifar_form(model: nn.Module) -> nn.Module:
         model.eval()(torch.zeros(1, 3, 64, 64))
     for hook in hooks:
         hook.remove()
-    for conv in strided[:2]:
-        conv.stride = (1, 1)
+    for _, branches in strided[:2]:
+        for conv in branches:
+            conv.stride = (1, 1)
     return model
 
 
