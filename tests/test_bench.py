@@ -636,6 +636,40 @@ def test_an_interrupted_command_keeps_what_it_has_and_says_so(tmp_path, capsys, 
     assert "interrupted" in (tmp_path / "table8.md").read_text()
 
 
+@pytest.mark.parametrize("table", ["table8", "figure2"])  # a table, and a sweep
+@pytest.mark.parametrize("complete_runs", [0, 1])
+def test_an_interruption_before_a_runs_first_round_keeps_the_runs_before_it(
+    table, complete_runs, tmp_path, capsys, monkeypatch
+):
+    entries = run._quick_entries(TABLES[table].comparisons[0])
+    form = backends.Form(nn.Flatten(), torch.randn(1, 3, 8, 8))
+    monkeypatch.setattr(
+        run,
+        "_build",
+        lambda *_: {f"{each.name}, {DEPLOY}": run._Contestant(form, report.entry_facts(each, DEPLOY, 1, 1))
+                    for each in entries},
+    )  # fmt: skip
+    before = [None] * complete_runs
+
+    def interrupted(functions, *args, **kwargs):
+        if before:
+            before.pop()
+            return measure(functions, *args, **kwargs)
+        raise Interrupted(Measurement({name: [] for name in functions}, 2, 1, 0))
+
+    monkeypatch.setattr(report, "measure", interrupted)
+    arguments = ["bench", table, "--quick", "--backend", "eager", "onnxruntime", "-o", str(tmp_path)]
+    assert cli.main(arguments) == 130
+    shown, written = capsys.readouterr().out, sorted(path.suffix for path in tmp_path.iterdir())
+    if complete_runs:
+        assert f"interrupted: 1 runs of {table} were measured" in shown
+        assert written == [".csv", ".json", ".md", *[".png"] * (table == "figure2")]
+        result = json.loads((tmp_path / f"{table}.json").read_text())
+        assert [one["backend"] for one in result["runs"]] == ["eager"] and not result["complete"]
+    else:
+        assert f"interrupted: no round of {table} was complete, nothing of it is kept" in shown and not written
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", run.NAMES)
 def test_a_quick_run_writes_the_table(name, tmp_path):

@@ -87,6 +87,12 @@ def test_an_interrupted_measurement_keeps_its_complete_rounds():
     result = raised.value.measurement
     assert [len(times) for times in result.samples.values()] == [3, 3]
     assert result.to_dict()["rounds"] == 10
+    calls.clear()
+
+    with pytest.raises(Interrupted, match="after 0 rounds") as raised:
+        measure({"a": interrupts}, rounds=10, warmup=4, primed=False)
+    state = raised.value.measurement.to_dict()
+    assert state["samples"] == {"a": []} and Measurement.from_dict(state) == raised.value.measurement
 
 
 def test_bad_input_and_failing_contestants_are_named():

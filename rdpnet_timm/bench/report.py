@@ -30,7 +30,7 @@ Start = Callable[[str, int, int], Callable[[int, int], None]]
 def measure_run(
     result: Result, functions: Mapping[str, Callable[[], object]], progress: Callable[[int, int], object], **facts: Any
 ) -> None:
-    """Time ``functions`` and append the run to the result, what an interruption leaves of it as well.
+    """Time ``functions`` and append the run to the result; an interrupted one too, if a round of it was complete.
 
     Args:
         result: gets the run; says how many rounds.
@@ -82,8 +82,9 @@ def measure_runs(
 
 
 def _append(result: Result, measurement: Measurement, facts: Dict[str, Any]) -> None:
-    pairs = combinations(measurement.samples, 2) if all(measurement.samples.values()) else ()
-    ratios = [{"of": a, "to": b, **measurement.ratio(a, b)._asdict()} for a, b in pairs]
+    if not any(measurement.samples.values()):  # interrupted before the first round was complete
+        return
+    ratios = [{"of": a, "to": b, **measurement.ratio(a, b)._asdict()} for a, b in combinations(measurement.samples, 2)]
     result["runs"].append({**facts, "measurement": measurement.to_dict(), "ratios": ratios})
 
 
@@ -106,8 +107,6 @@ def rows(result: Result) -> Iterator[Dict[str, Any]]:
     for run in result["runs"]:
         measurement = Measurement.from_dict(run["measurement"])
         reference = run["reference"]
-        if not measurement.samples[reference]:
-            continue
         for key, contestant in run["contestants"].items():
             ratio = measurement.ratio(key, reference)
             verdict = "tie" if ratio.is_tie else "slower" if ratio.estimate > 1 else "faster"
@@ -327,7 +326,7 @@ def _warnings(result: Result, ties: bool) -> List[str]:
         if measurement.is_noisy:
             noisy.append(where)
             load = max(load, measurement.load_before or 0, measurement.load_after or 0)
-        if ties and any(measurement.samples.values()):
+        if ties:
             pairs = "; ".join(f"{a} and {b}" for a, b in measurement.ties())
             lines += [f"- {where}: too noisy to rank (tie): {pairs}"] if pairs else []
         lines += [f"- {where}: {key} could not be measured: {reason}" for key, reason in run["failures"].items()]

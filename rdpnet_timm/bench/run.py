@@ -92,8 +92,10 @@ def run(
                     _measure_table(TABLES[name], result, pairs, threads, start, save)
             result["complete"] = True
         except KeyboardInterrupt:
-            kept = sum(any(run["measurement"]["samples"].values()) for run in result["runs"])
-            print(f"interrupted: {kept} runs of {name} were measured, wholly or in part, and are kept in {output}")
+            kept = f"{len(result['runs'])} runs of {name} were measured, wholly or in part, and are kept in {output}"
+            print(
+                f"interrupted: {kept if result['runs'] else f'no round of {name} was complete, nothing of it is kept'}"
+            )
             raise
         finally:
             if result["runs"]:

@@ -86,8 +86,9 @@ class Measurement:
     def to_dict(self) -> Dict[str, Any]:
         """Everything measured, for JSON: the raw samples, and by contestant the median and minimum."""
         plain = {name: value for name, value in asdict(self).items() if not name.startswith("_")}
-        summary = {name: {"median": self.median(name), "minimum": self.minimum(name)} for name in self.samples}
-        return {**plain, "summary": summary} if self._draws.size else plain
+        measured = [name for name, times in self.samples.items() if times]  # none before the first round is complete
+        summary = {name: {"median": self.median(name), "minimum": self.minimum(name)} for name in measured}
+        return {**plain, "summary": summary} if summary else plain
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> "Measurement":
@@ -97,7 +98,7 @@ class Measurement:
     @cached_property
     def _draws(self) -> np.ndarray:
         count = min(map(len, self.samples.values()))
-        return np.random.default_rng(self.seed).integers(count, size=(_RESAMPLES, count)) if count else np.empty((0, 0))
+        return np.random.default_rng(self.seed).integers(count, size=(_RESAMPLES, count))
 
     def _resampled(self, name: str) -> np.ndarray:
         if name not in self._medians:
