@@ -208,6 +208,14 @@ def test_signal_to_noise_is_the_ratio_of_powers_in_db(form):
     assert backends.signal_to_noise(form, lambda image: 0 * expected[:1]) == pytest.approx(0)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_output_that_is_not_finite_is_wrong_and_its_figure_is_json(value, form):
+    expected = form.held_out[1]
+    snr = backends.signal_to_noise(form, lambda image: 0 * expected[:1] + value)
+    assert report.is_wrong({"snr_db": snr}) and json.loads(json.dumps(snr, allow_nan=False)) < 0
+    assert report.best([{"snr_db": snr, "min_ms": 1.0}, {"snr_db": float("nan"), "min_ms": 1.0}]) is None
+
+
 def test_ranges_are_not_taken_from_the_images_that_judge_them(form):
     calibration, (held_out, _) = form.calibration, form.held_out
     assert not any((one == other).all() for one in calibration for other in held_out)
@@ -317,6 +325,7 @@ def test_openvino_held_to_avx2_runs_avx2_kernels(tmp_path, capfd):
 @pytest.mark.parametrize(
     ("flags", "limit", "vnni", "bfloat16"),
     [
+        ("", None, False, False),  # Windows, or a Mac of Intel's: who knows
         ("sse2 avx2", None, False, False),
         ("sse2 avx2 avx_vnni", None, True, False),
         ("sse2 avx512_vnni amx_int8", None, True, False),
@@ -329,10 +338,40 @@ def test_openvino_held_to_avx2_runs_avx2_kernels(tmp_path, capfd):
 )
 def test_who_sums_int8_products_in_16_bits_and_who_multiplies_bfloat16(flags, limit, vnni, bfloat16, monkeypatch):
     monkeypatch.setattr(machine, "cpu_flags", lambda: frozenset(flags.split()))
+    monkeypatch.setattr(machine.platform, "machine", lambda: "aarch64" if "asimd" in flags else "AMD64")
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     if limit:
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
     assert (machine.has_vnni(), machine.has_bfloat16()) == (vnni, bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("lscpu", "name"),
+    [
+        ("Vendor ID:   ARM\nModel name:   Neoverse-V1\n", "Neoverse-V1"),
+        ("Vendor ID:   ARM\nModel name:   -\n", "aarch64, CPU implementer 0x41, part 0xd40"),
+        (None, "aarch64, CPU implementer 0x41, part 0xd40"),
+    ],
+)
+def test_an_arm_cpu_has_the_name_that_lscpu_knows_or_its_number(lscpu, name, monkeypatch):
+    info = "processor\t: 0\nFeatures\t: fp asimd bf16\nCPU implementer\t: 0x41\nCPU part\t: 0xd40\n\nprocessor\t: 1\n"
+
+    def run_lscpu(command, **kwargs):
+        if lscpu is None:
+            raise FileNotFoundError(command[0])
+        return machine.subprocess.CompletedProcess(command, 0, lscpu)
+
+    monkeypatch.setattr(Path, "read_text", lambda path: info)
+    monkeypatch.setattr(machine.subprocess, "run", run_lscpu)
+    monkeypatch.setattr(machine.platform, "machine", lambda: "aarch64")
+    assert machine._cpu_model() == name
+    assert machine.cpu_flags() == {"fp", "asimd", "bf16"}
+
+
+def test_the_cores_that_are_told_are_those_that_the_process_may_use(monkeypatch):
+    monkeypatch.setattr(machine.os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda pid: {3, 5, 7}, raising=False)
+    assert machine.describe()["cores"] == 3
 
 
 @pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="needs Linux")
@@ -442,7 +481,8 @@ def test_a_training_step_does_all_of_its_work_and_can_be_repeated():
 
 
 def result_of(samples, complete=True, table="table5"):
-    """A result of one eager run of two networks of Table 5, the reference the second."""
+    """A result of one eager run of two networks of Table 5, the reference the second; each of ``samples`` six times."""
+    samples = [times * 6 for times in samples]
     names = {"MobileNetV2-0.5x": 1, "RDPNet-0.75x": 2}
     facts = {
         f"{name}, {DEPLOY}": dict(
@@ -481,6 +521,16 @@ def test_markdown_says_where_two_contestants_cannot_be_ranked():
     assert "too noisy to rank (tie): " in text
 
 
+def test_few_rounds_have_factors_and_no_verdict():
+    result = result_of(([20.0], [10.0]))
+    for times in result["runs"][0]["measurement"]["samples"].values():
+        del times[2:]
+    (row,) = (row for row in report.rows(result) if row["network"] == "MobileNetV2-0.5x")
+    assert (row["ratio"], row["ratio_low"], row["ratio_high"], row["verdict"]) == (2, None, None, "tie")
+    text = report.markdown(result)
+    assert "20.00 (2.00x, tie)" in text and "none for want of 6 rounds" in text and "too noisy" not in text
+
+
 def test_a_sweep_compares_curves_at_the_same_place():
     result = result_of(([20.0, 20.0], [10.0, 10.0]), table="scaling")
     facts = list(result["runs"][0]["contestants"].values())
@@ -511,6 +561,10 @@ def test_a_page_for_each_result_and_its_picture(tmp_path):
     (results / "scaling.json").write_text('{"table": "sca')
     with pytest.raises(ValueError, match=r"scaling\.json' is not a whole result"):
         docs.update(results, pages)
+    for broken in ("{}", "[]", '{"title": "Scaling", "date": "2026-01-02"}'):
+        (results / "scaling.json").write_text(broken)
+        with pytest.raises(ValueError, match=r"scaling\.json' is not a whole result of 'rdpnet bench' \("):
+            docs.update(results, pages)
 
 
 def by_precision(int8_snr):
@@ -520,7 +574,7 @@ def by_precision(int8_snr):
     quantised = json.loads(json.dumps(run))
     run.update(backend="onnxruntime", precision="float32")
     quantised.update(backend="openvino", precision="int8")
-    for contestant, times, snr in zip(quantised["contestants"].values(), ([4.0] * 2, [5.0] * 2), int8_snr):
+    for contestant, times, snr in zip(quantised["contestants"].values(), ([4.0] * 12, [5.0] * 12), int8_snr):
         contestant["snr_db"] = snr
         quantised["measurement"]["samples"][f"{contestant['name']}, {DEPLOY}"] = times
     result["runs"].append(quantised)
@@ -541,6 +595,19 @@ def test_a_network_that_quantises_wrongly_is_marked_and_its_time_is_not_the_best
     drawn = plots._best_by_precision(list(report.rows(by_precision((-2.0, 5.0)))))
     best = {row["network"]: row["min_ms"] for row in drawn if row["panel"] == "each in its best precision"}
     assert best == {"MobileNetV2-0.5x": 10.0, "RDPNet-0.75x": 5.0}
+
+
+def test_the_best_is_one_of_the_runtimes_which_alone_took_turns():
+    result = by_precision((30.0, 30.0))
+    eager = json.loads(json.dumps({**result["runs"][0], "backend": "eager"}))
+    for times in eager["measurement"]["samples"].values():
+        times[:] = [1.0] * len(times)
+    result["runs"].insert(0, eager)
+    assert "| **4.00** (openvino int8) |" in report.markdown(result)
+    drawn = plots._best_by_precision(list(report.rows(result)))
+    assert {row["backend"] for row in drawn} == {"onnxruntime", "openvino"}
+    result["runs"] = [eager]
+    assert {row["backend"] for row in plots._best_by_precision(list(report.rows(result)))} == {"eager"}
 
 
 def test_the_quantiser_that_is_named_is_the_one_that_the_runtime_has():

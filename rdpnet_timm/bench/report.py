@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from ..files import atomic_path
-from ..measure.timing import Interrupted, Measurement, measure
-from .backends import NOISY_DB, WRONG_DB
+from ..measure.timing import MIN_ROUNDS, Interrupted, Measurement, measure
+from .backends import NOISY_DB, RUNTIMES, WRONG_DB
 from .tables import DEPLOY, TABLES, Entry
 
 __all__ = [
-    "Result", "Start", "best", "describe_run", "entry_facts", "is_wrong", "markdown", "measure_run", "measure_runs",
-    "rows", "write",
+    "Result", "Start", "best", "comparable", "describe_run", "entry_facts", "is_wrong", "markdown", "measure_run",
+    "measure_runs", "rows", "write",
 ]  # fmt: skip
 
 Result = Dict[str, Any]
@@ -125,8 +125,8 @@ def rows(result: Result) -> Iterator[Dict[str, Any]]:
                 "median_ms": round(measurement.median(key), 4),
                 "min_ms": round(measurement.minimum(key), 4),
                 "ratio": round(ratio.estimate, 4),
-                "ratio_low": round(ratio.low, 4),
-                "ratio_high": round(ratio.high, 4),
+                "ratio_low": None if ratio.low is None else round(ratio.low, 4),
+                "ratio_high": None if ratio.high is None else round(ratio.high, 4),
                 "ratio_of_minima": round(measurement.minimum(key) / measurement.minimum(reference), 4),
                 "verdict": "reference" if key == reference else verdict,
                 "snr_db": contestant.get("snr_db"),
@@ -165,7 +165,7 @@ def markdown(result: Result, details: bool = True, ties: bool = True) -> str:
     what = "Images per second" if result["table"] == "throughput" else "Times are medians in ms"
     parts.append(
         f"{what}; the factor is the time over that of {over}, above 1 being slower; *tie*: the 95 % "
-        "interval of the factor holds 1."
+        f"interval of the factor holds 1, or there is none for want of {MIN_ROUNDS} rounds."
         + _precision_note(result)
         + ("" if sweeps else f" Parameters and MACs are those of the {last_form} form.")
     )
@@ -181,7 +181,7 @@ def _precision_note(result: Result) -> str:
     if len({run.get("precision") or "float32" for run in result["runs"]}) < 2:
         return ""
     return (
-        " *best* is the shortest time of all, or the most images per second, and says which runtime and precision it "
+        " *best* is a runtime's shortest time, or most images per second, and says which runtime and precision it "
         f"was; all took turns in one run.{_int8_note(result)} A figure in "
         f"dB, given below {NOISY_DB:.0f}, is the signal-to-noise ratio against the float output on other images, of "
         "random weights; **wrong** marks an output no larger than its error, whose time never counts as the best."
@@ -241,14 +241,20 @@ def _summary(result: Result, group: Sequence[Mapping[str, Any]]) -> str:
         for column, heading in columns.items():
             line[heading] = _cell(cells.get((network, *column)), throughput)
         if has_many_precisions:
-            line["best"] = _best_cell(best(own, "median_ms" if throughput else "min_ms"), throughput)
+            ranked = [row for row in comparable(group) if row["network"] == network]
+            line["best"] = _best_cell(best(ranked, "median_ms" if throughput else "min_ms"), throughput)
         lines.append(line)
     return _table(lines[0], lines)
 
 
 def is_wrong(row: Mapping[str, Any]) -> bool:
     """Whether a row's output has so little to do with the float one that its time is worth nothing."""
-    return row.get("snr_db") is not None and row["snr_db"] < WRONG_DB
+    return row.get("snr_db") is not None and not row["snr_db"] >= WRONG_DB  # NaN, as older results have it, is wrong
+
+
+def comparable(rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """The rows of the runtimes, where there are any: eager and compiled networks did not take turns with them."""
+    return [row for row in rows if row["backend"] in RUNTIMES] or rows
 
 
 def best(rows: Sequence[Mapping[str, Any]], by: str = "min_ms") -> Optional[Mapping[str, Any]]:
@@ -326,7 +332,7 @@ def _warnings(result: Result, ties: bool) -> List[str]:
         if measurement.is_noisy:
             noisy.append(where)
             load = max(load, measurement.load_before or 0, measurement.load_after or 0)
-        if ties:
+        if ties and measurement.has_intervals:
             pairs = "; ".join(f"{a} and {b}" for a, b in measurement.ties())
             lines += [f"- {where}: too noisy to rank (tie): {pairs}"] if pairs else []
         lines += [f"- {where}: {key} could not be measured: {reason}" for key, reason in run["failures"].items()]

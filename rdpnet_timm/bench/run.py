@@ -93,9 +93,7 @@ def run(
             result["complete"] = True
         except KeyboardInterrupt:
             kept = f"{len(result['runs'])} runs of {name} were measured, wholly or in part, and are kept in {output}"
-            print(
-                f"interrupted: {kept if result['runs'] else f'no round of {name} was complete, nothing of it is kept'}"
-            )
+            print("interrupted:", kept if result["runs"] else f"no round of {name} was complete, nothing of it is kept")
             raise
         finally:
             if result["runs"]:

@@ -14,26 +14,28 @@ from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tup
 
 import numpy as np
 
-__all__ = ["BUSY_PERCENT", "Interrupted", "Measurement", "Ratio", "cpu_load", "measure"]
+__all__ = ["BUSY_PERCENT", "MIN_ROUNDS", "Interrupted", "Measurement", "Ratio", "cpu_load", "measure"]
 
 BUSY_PERCENT = 10.0  # other programs' share of the machine from which a measurement is called noisy
+MIN_ROUNDS = 6  # of two equals one is ahead in all of five rounds, by chance alone, in more than 5 % of trials
 _RESAMPLES = 2000
 
 
 class Ratio(NamedTuple):
-    """A ratio of two medians and its 95 % bootstrap interval."""
+    """A ratio of two medians and its 95 % bootstrap interval, None with fewer than :data:`MIN_ROUNDS` rounds."""
 
     estimate: float
-    low: float
-    high: float
+    low: Optional[float]
+    high: Optional[float]
 
     @property
     def is_tie(self) -> bool:
-        """Whether the interval holds 1: the measurement cannot tell which of the two is faster."""
-        return self.low <= 1.0 <= self.high
+        """Whether the interval holds 1, or there is none: the measurement cannot tell which of the two is faster."""
+        return self.low is None or self.high is None or self.low <= 1.0 <= self.high
 
     def __str__(self) -> str:
-        return f"{self.estimate:.2f} [{self.low:.2f}, {self.high:.2f}]"
+        interval = "too few rounds" if self.low is None else f"{self.low:.2f}, {self.high:.2f}"
+        return f"{self.estimate:.2f} [{interval}]"
 
 
 @dataclass
@@ -62,6 +64,11 @@ class Measurement:
         """Whether other programs kept the machine busy before or after the run."""
         return max(self.load_before or 0.0, self.load_after or 0.0) > BUSY_PERCENT
 
+    @property
+    def has_intervals(self) -> bool:
+        """Whether there are enough rounds to say how certain a ratio is."""
+        return min(map(len, self.samples.values())) >= MIN_ROUNDS
+
     def median(self, name: str) -> float:
         """Median time in ms."""
         return float(np.median(self.samples[name]))
@@ -75,8 +82,11 @@ class Measurement:
 
         Rounds are resampled, not times: what disturbed both in the same round cancels.
         """
+        estimate = self.median(a) / self.median(b)
+        if not self.has_intervals:
+            return Ratio(estimate, None, None)
         low, high = np.quantile(self._resampled(a) / self._resampled(b), (0.025, 0.975))
-        return Ratio(self.median(a) / self.median(b), float(low), float(high))
+        return Ratio(estimate, float(low), float(high))
 
     def ties(self) -> List[Tuple[str, str]]:
         """Neighbours in the ranking by median, faster first, which this measurement cannot tell apart."""
