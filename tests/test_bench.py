@@ -13,9 +13,10 @@ from torch import nn
 from torchvision import models as torchvision_models
 
 from rdpnet_timm import cli
-from rdpnet_timm.bench import backends, docs, isa, peers, plots, report, run, training
+from rdpnet_timm.bench import backends, docs, isa, peers, plots, report, run, throughput, training
 from rdpnet_timm.bench.plots import pareto_front
 from rdpnet_timm.bench.tables import DEPLOY, PAPER_DEPLOY, TABLES, TRAIN
+from rdpnet_timm.deploy import formats
 from rdpnet_timm.deploy.formats import to_onnx
 from rdpnet_timm.measure import machine
 from rdpnet_timm.measure.forms import deploy_form, fold_norms, settle_norms
@@ -222,15 +223,38 @@ def test_ranges_are_not_taken_from_the_images_that_judge_them(form):
 
 
 def test_precisions_are_those_that_backend_and_cpu_have(monkeypatch):
-    monkeypatch.setattr(backends, "has_bfloat16", lambda: False)
+    monkeypatch.setattr(backends, "openvino_has_bfloat16", lambda: False)
     names = ("eager", "onnxruntime", "openvino")
     without = [("eager", "float32"), ("onnxruntime", "float32"), ("onnxruntime", "int8"), ("openvino", "float32"),
                ("openvino", "int8")]  # fmt: skip
     assert backends.available(names, backends.PRECISIONS) == without
     with pytest.raises(ValueError, match="eager cannot compute in int8 on this CPU: add float32"):
         backends.available(["eager"], ["int8"])
-    monkeypatch.setattr(backends, "has_bfloat16", lambda: True)
+    monkeypatch.setattr(backends, "openvino_has_bfloat16", lambda: True)
     assert set(backends.available(names, backends.PRECISIONS)) - set(without) == {("openvino", "bfloat16")}
+    monkeypatch.setattr(backends, "openvino_has_bfloat16", lambda: pytest.fail("nobody wants to know"))
+    assert backends.available(["onnxruntime"], backends.PRECISIONS) == without[1:3]
+
+
+@pytest.mark.parametrize("cpu", [True, False])
+@pytest.mark.parametrize("offered", [True, False])
+def test_bfloat16_is_openvinos_where_the_cpu_multiplies_it_and_openvino_offers_it(cpu, offered, monkeypatch):
+    class Core:
+        def get_property(self, device, name):
+            return ["FP32", "INT8", *["BF16"] * offered]
+
+    monkeypatch.setattr(formats, "has_bfloat16", lambda: cpu)
+    monkeypatch.setattr(formats, "openvino_core", Core)
+    assert formats.openvino_has_bfloat16() is (cpu and offered)
+    assert (("openvino", "bfloat16") in backends.available(["openvino"], backends.PRECISIONS)) is (cpu and offered)
+
+
+def test_a_backend_of_one_pool_is_given_one_number_of_threads(monkeypatch):
+    monkeypatch.setitem(backends.BACKENDS, "executorch", backends.Backend())
+    backends.require(["onnxruntime", "executorch"], [2, 2])
+    backends.require(["onnxruntime"], [1, 2])
+    with pytest.raises(ValueError, match="executorch has one number of threads in a process, got --threads 1 2: run"):
+        backends.require(["onnxruntime", "executorch"], [1, 2])
 
 
 def test_all_runtimes_in_all_precisions_take_turns(tmp_path, monkeypatch):
@@ -277,15 +301,57 @@ def test_each_class_has_a_process_and_a_folder_of_its_own(tmp_path, monkeypatch)
         calls.append((command, env["ONEDNN_MAX_CPU_ISA"]))
         return Done
 
+    recorded = []
+    monkeypatch.setattr(run, "run", lambda *args: recorded.append(args[6]))
     monkeypatch.setattr(isa, "cpu_flags", lambda: frozenset({"avx2", "amx_int8"}))
     monkeypatch.setattr(isa.subprocess, "run", run_process)
-    isa.run_classes(["avx2", "amx"], ["table5"], tmp_path)
+    typed = "rdpnet bench table5 --threads 1 --isa avx2 amx -o some/where"
+    monkeypatch.setattr("sys.argv", typed.split())
+    assert cli.main(["bench", "table5", "--isa", "avx2", "amx", "-o", str(tmp_path)]) == 0
     assert [limit for _, limit in calls] == ["AVX2", "AVX512_CORE_AMX"]
     for (command, _), name in zip(calls, ("avx2", "amx")):
         assert command[command.index("--backend") :] == ["--backend", "openvino", "-o", str(tmp_path / name)]
-    Done.returncode = 1
-    with pytest.raises(RuntimeError, match="held to avx2 ended with status 1"):
-        isa.run_classes(["avx2"], ["table5"], tmp_path)
+        monkeypatch.setattr("sys.argv", command[2:])
+        assert cli.main(command[3:]) == 0
+    assert recorded == [typed, typed]
+
+
+def test_a_class_that_fails_leaves_the_others_theirs(tmp_path, monkeypatch):
+    limits = []
+
+    def run_process(command, env):
+        limits.append(env["ONEDNN_MAX_CPU_ISA"])
+        return isa.subprocess.CompletedProcess(command, int(limits[-1] == "AVX2"))
+
+    monkeypatch.setattr(isa, "cpu_flags", lambda: frozenset({"avx2", "amx_int8"}))
+    monkeypatch.setattr(isa.subprocess, "run", run_process)
+    with pytest.raises(RuntimeError, match=r"^the run held to avx2 ended with status 1: see above$"):
+        isa.run_classes(["avx2", "amx"], ["table5"], tmp_path)
+    assert limits == ["AVX2", "AVX512_CORE_AMX"]
+
+
+def test_kernels_are_kept_by_comparison_and_asked_of_openvino_alone(monkeypatch):
+    monkeypatch.setattr(isa, "kernels", lambda form, precision: [f"jit_avx2_{form}_{precision}"])
+    result = {"machine": {"isa_limit": "avx2"}}
+    pairs = [("onnxruntime", "int8"), ("openvino", "float32")]
+    isa.keep_kernels(result, "Group A", "a", pairs)
+    isa.keep_kernels(result, "Group B", "b", pairs)
+    kept = {"Group A": {"float32": ["jit_avx2_a_float32"]}, "Group B": {"float32": ["jit_avx2_b_float32"]}}
+    assert result["kernels"] == kept
+    monkeypatch.setattr(isa, "kernels", lambda form, precision: pytest.fail("OpenVINO was asked"))
+    isa.keep_kernels(result, "Group C", "c", [("onnxruntime", "float32"), ("eager", "float32")])
+    isa.keep_kernels({"machine": {"isa_limit": None}}, "Group A", "a", pairs)
+    assert result["kernels"] == kept
+
+
+def test_throughput_held_to_a_class_looks_at_its_kernels(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(throughput.isa, "keep_kernels", lambda result, mode, form, pairs: seen.append((mode, pairs)))
+    monkeypatch.setattr(throughput, "measure_runs", lambda *args: None)
+    result = {"quick": True, "runs": [], "machine": {"isa_limit": "AVX2"}}
+    pairs = [("openvino", "float32")]
+    throughput.measure_throughput(result, [*pairs, ("eager", "float32")], lambda *args: None, lambda: None)
+    assert seen == [("streams", pairs), ("batch 8", pairs)]
 
 
 @pytest.mark.parametrize(
@@ -293,6 +359,7 @@ def test_each_class_has_a_process_and_a_folder_of_its_own(tmp_path, monkeypatch)
     [
         ("AVX2", "int8", ["jit_avx2_I8"], True),
         ("AVX2", "int8", ["jit_avx2_I8", "brgconv_avx512_I8"], False),
+        ("avx2", "int8", ["jit_avx2_I8", "brgconv_avx512_I8"], False),
         ("AVX512_CORE_VNNI", "int8", ["brgconv_avx512_I8", "jit_avx2_I8"], True),
         ("AVX512_CORE_VNNI", "int8", ["brgconv_avx512_amx_I8"], False),
         ("AVX512_CORE_AMX", "int8", ["brgconv_avx512_amx_I8", "brgconv_avx512_I8"], True),
@@ -317,7 +384,7 @@ def test_openvino_held_to_avx2_runs_avx2_kernels(tmp_path, capfd):
     assert cli.main(arguments) == 0, capfd.readouterr().err
     result = json.loads((tmp_path / "avx2" / "table8.json").read_text())
     assert result["machine"]["isa_limit"] == "AVX2" and {one["backend"] for one in result["runs"]} == {"openvino"}
-    names = [name for each in result["kernels"].values() for name in each]
+    names = [name for each in result["kernels"].values() for kernels in each.values() for name in kernels]
     assert any("avx2" in name for name in names) and not any("avx512" in name or "amx" in name for name in names)
     assert "OpenVINO held to AVX2" in (tmp_path / "avx2" / "table8.md").read_text()
 
@@ -436,7 +503,7 @@ def test_settings_of_training_are_selected_by_width_size_and_batch():
 
 def test_training_is_measured_in_the_settings_and_precisions_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "_precisions", lambda device: [torch.float32, torch.bfloat16])
-    monkeypatch.setattr(training, "entries", lambda setting: built.append(setting) or [])
+    monkeypatch.setattr(training, "entries", lambda setting, device: built.append(setting) or [])
     built, runs = [], []
     monkeypatch.setattr(training, "measure_run", lambda result, steps, turn, **facts: runs.append(facts))
     arguments = [
@@ -454,6 +521,16 @@ def test_training_is_measured_in_the_settings_and_precisions_asked_for(tmp_path,
     assert cli.main(arguments) == 0
     assert [(each.width, each.batch) for each in built] == [(1.0, 16), (1.0, 32), (1.0, 128)]
     assert {(facts["precision"], facts["threads"]) for facts in runs} == {("bfloat16", 1)}
+
+
+def test_a_fused_step_is_named_where_there_is_one(monkeypatch):
+    setting = training.Setting(0.25, (3, 32, 32), 16)
+    for device, fused in (("cpu", 1), ("cuda", 0)):
+        assert sum("fused" in entry.name for entry in training.entries(setting, device)) == fused
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "numba" else find_spec(name))
+    with pytest.raises(ImportError, match="the table training needs numba: pip install"):
+        training.require_training(["float32"])
 
 
 def test_peak_memory_is_that_of_the_tensors_alive_together():
@@ -679,6 +756,50 @@ def test_errors_say_what_was_expected(tmp_path, capsys, monkeypatch):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "openvino" else find_spec(name))
     assert 'pip install "rdpnet-timm[bench]"' in error_of("table8", "--backend", "openvino", *out)
+
+
+def plan(names, output, backends=("eager", "onnxruntime"), precisions=("float32",)):
+    return run._plan(names, output, backends, [1], 30, precisions)[0]
+
+
+def test_what_no_table_can_do_is_said_before_the_first_and_left_out_of_all(tmp_path, capsys):
+    assert plan(["all"], tmp_path) == list(run.NAMES)
+    others = [name for name in run.NAMES if name not in ("training", "throughput")]
+    assert plan(["all"], tmp_path, ["onnxruntime"], ["int8"]) == [*others, "throughput"]
+    assert "training is left out: training is measured in float32" in capsys.readouterr().out
+    assert plan(["all"], tmp_path, ["eager"]) == [*others, "training"]
+    assert "throughput is left out: throughput is measured on onnxruntime and openvino" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="training is measured in float32"):
+        plan(["table8", "training"], tmp_path, ["onnxruntime"], ["int8"])
+    with pytest.raises(ValueError, match="throughput is measured on onnxruntime and openvino"):
+        plan(["table8", "throughput"], tmp_path, ["eager"])
+
+
+def test_training_needs_no_runtime(tmp_path, monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if "onnx" in name else find_spec(name))
+    assert plan(["training"], tmp_path) == ["training"]
+    with pytest.raises(ImportError, match="the backend onnxruntime needs onnx"):
+        plan(["training", "table8"], tmp_path)
+
+
+def test_a_complete_result_is_never_replaced(tmp_path, capsys):
+    path = tmp_path / "table5.json"
+    for text in ('{"table": "tab', "[]", '{"complete": false, "quick": false}', '{"complete": true, "quick": true}'):
+        path.write_text(text)
+        assert plan(["table5"], tmp_path) == ["table5"]
+    report.write(result_of(([20.0], [10.0])), tmp_path)
+    before = path.read_bytes()
+    assert cli.main(["bench", "table5", "--quick", "--backend", "eager", "-o", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert f"'{path}' is a complete result: choose another folder, or move it away" in error
+    assert path.read_bytes() == before
+    assert plan(["all"], tmp_path) == [name for name in run.NAMES if name != "table5"]  # what is missing is measured
+    assert f"table5 is left out: '{path}' is a complete result" in capsys.readouterr().out
+    for name in run.NAMES:
+        (tmp_path / f"{name}.json").write_bytes(before)
+    with pytest.raises(ValueError, match="nothing to measure, all tables are left out"):
+        plan(["all"], tmp_path)
 
 
 def test_an_interrupted_command_keeps_what_it_has_and_says_so(tmp_path, capsys, monkeypatch):
