@@ -693,7 +693,8 @@ def _bench_int8_speed(args: argparse.Namespace) -> None:
 
     if args.threads:
         require_threads(*args.threads)
-    run(Path(args.output), args.widths or WIDTHS, args.threads, args.rounds, args.skip, not args.no_borders)
+    borders = not args.no_borders
+    run(Path(args.output), args.widths or WIDTHS, args.threads, args.rounds, args.skip, borders, _command_line())
 
 
 def _add_bench_whole_networks(subcommands: Subcommands) -> None:
@@ -757,7 +758,14 @@ def _bench_int8_accuracy(args: argparse.Namespace) -> None:
     require_threads(args.threads)
     torch.set_num_threads(args.threads)
     measure_accuracy(
-        args.source, args.data, Path(args.output), args.model, args.calibration_images, args.threads, args.test_images
+        args.source,
+        args.data,
+        Path(args.output),
+        args.model,
+        args.calibration_images,
+        args.threads,
+        args.test_images,
+        _command_line(),
     )
 
 

@@ -8,18 +8,20 @@ import csv
 import io
 import json
 from dataclasses import replace
+from datetime import datetime, timezone
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from ..files import atomic_path
+from ..measure.machine import describe
 from ..measure.timing import MIN_ROUNDS, Interrupted, Measurement, measure
 from .backends import NOISY_DB, RUNTIMES, WRONG_DB
 from .tables import DEPLOY, TABLES, Entry
 
 __all__ = [
-    "Result", "Start", "best", "comparable", "describe_run", "entry_facts", "is_wrong", "markdown", "measure_run",
-    "measure_runs", "rows", "write",
+    "Result", "Start", "best", "comparable", "conditions", "describe_run", "entry_facts", "is_wrong", "markdown",
+    "measure_run", "measure_runs", "record", "rows", "write",
 ]  # fmt: skip
 
 Result = Dict[str, Any]
@@ -144,7 +146,7 @@ def markdown(result: Result, details: bool = True, ties: bool = True) -> str:
 
     ``details`` adds a table of every figure, ``ties`` the neighbours in each ranking that cannot be told apart.
     """
-    parts = [f"### {result['title']}", _conditions(result)]
+    parts = [f"### {result['title']}", conditions(result)]
     if result["quick"]:
         parts.append("**A quick run, to see that everything works: its times are not to be quoted.**")
     if not result["complete"]:
@@ -200,14 +202,21 @@ def _int8_note(result: Result) -> str:
     return f" The INT8 quantiser is {named}, the same for every network; ranges are from the same images."
 
 
-def _conditions(result: Result) -> str:
+def record(command: str) -> Result:
+    """What a result begins with: the command, the date, the machine with its versions."""
+    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return {"command": command, "date": date, "machine": describe()}
+
+
+def conditions(result: Result) -> str:
+    """When, on what and by which command a result, as :func:`record` begins it, was measured, in a line."""
     machine = result["machine"]
+    rounds = f"; {result['rounds']} rounds" if "rounds" in result else ""
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items() if number[0].isdigit())
     held = f", OpenVINO held to {machine['isa_limit']}" if machine.get("isa_limit") else ""
     return (
         f"{result['date'][:10]}, {machine['cpu']}, {machine['cores']} cores, {machine['capability']}{held}"
-        f"{', ' + machine['gpu'] if machine['gpu'] else ''}; {versions}; {result['rounds']} rounds; "
-        f"`{result['command']}`"
+        f"{', ' + machine['gpu'] if machine['gpu'] else ''}; {versions}{rounds}; `{result['command']}`"
     )
 
 

@@ -3,7 +3,6 @@
 import json
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
@@ -13,11 +12,11 @@ import torch
 from ..extras import is_installed, require_all
 from ..files import require_writable
 from ..measure.forms import settle_norms
-from ..measure.machine import describe, require_threads
+from ..measure.machine import require_threads
 from ..measure.size import count, count_macs
 from . import backends as runtimes
 from . import isa
-from .report import Result, Start, entry_facts, markdown, measure_runs, write
+from .report import Result, Start, entry_facts, markdown, measure_runs, record, write
 from .tables import DEPLOY, TABLES, Comparison, Entry, Table
 from .throughput import THROUGHPUT_NOTE, THROUGHPUT_TITLE, Pair, measure_throughput, streaming
 from .training import SETTINGS, TRAINING_NOTE, TRAINING_TITLE, Setting, measure_training, require_training
@@ -76,9 +75,7 @@ def run(
             "complete": False,
             "quick": quick,
             "rounds": QUICK_ROUNDS if quick else rounds,
-            "command": command,
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "machine": describe(),
+            **record(command),
             "runs": [],
         }
         save = partial(write, result, output)

@@ -21,8 +21,8 @@ _X86 = ("amd64", "i386", "i686", "x86", "x86_64")  # as systems name it
 _EXTENSIONS = {"VNNI": {"avx_vnni", "avx512_vnni"}, "BF16": {"avx512_bf16", "bf16"}, "AMX": {"amx_int8"}}
 
 _PACKAGES = (
-    "rdpnet-timm", "torch", "torchvision", "timm", "onnx", "onnxruntime", "openvino", "executorch", "ai-edge-litert",
-    "ncnn", "numpy",
+    "rdpnet-timm", "torch", "torchvision", "timm", "onnx", "onnxruntime", "openvino", "nncf", "torchao", "executorch",
+    "ai-edge-litert", "ncnn", "numpy",
 )  # fmt: skip
 
 
