@@ -607,12 +607,25 @@ def _add_bench(subcommands: Subcommands) -> None:
         "--rounds", type=_count, default=30, metavar="N", help="timed calls of each network [%(default)s]"
     )
     parser.add_argument("--quick", action="store_true", help="two rounds, few networks: see that everything works")
-    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder for .md, .csv, .json and .png")
+    parser.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        metavar="DIR",
+        help="folder for .md, .csv, .json and .png; a complete result there is not replaced",
+    )
+    parser.add_argument("--recorded-command", help=argparse.SUPPRESS)  # what the user typed, in the processes of --isa
     parser.set_defaults(run=_bench)
 
 
-def _bench(args: argparse.Namespace) -> None:
+def _command_line() -> str:
+    """What the user typed, for the record."""
     import shlex
+
+    return shlex.join(["rdpnet", *sys.argv[1:]])
+
+
+def _bench(args: argparse.Namespace) -> None:
     from pathlib import Path
 
     from .bench.backends import PRECISIONS
@@ -620,16 +633,16 @@ def _bench(args: argparse.Namespace) -> None:
     from .bench.run import BACKENDS, NAMES, run
     from .bench.training import select
 
-    names, precisions = NAMES if "all" in args.tables else args.tables, args.precision or PRECISIONS
-    command = shlex.join(["rdpnet", *sys.argv[1:]])
+    precisions, command = args.precision or PRECISIONS, args.recorded_command or _command_line()
     if args.isa:
-        names = [name for name in names if name != "training"]
+        names = [name for name in NAMES if name != "training"] if "all" in args.tables else args.tables
         arguments = [*names, "--precision", *precisions, "--threads", *map(str, args.threads)]
+        arguments += ["--recorded-command", command]
         arguments += ["--rounds", str(args.rounds), *(["--quick"] if args.quick else [])]
         run_classes(args.isa, arguments, Path(args.output))
         return
     run(
-        names,
+        args.tables,
         Path(args.output),
         args.backend or BACKENDS,
         args.threads,
@@ -680,7 +693,8 @@ def _bench_int8_speed(args: argparse.Namespace) -> None:
 
     if args.threads:
         require_threads(*args.threads)
-    run(Path(args.output), args.widths or WIDTHS, args.threads, args.rounds, args.skip, not args.no_borders)
+    borders = not args.no_borders
+    run(Path(args.output), args.widths or WIDTHS, args.threads, args.rounds, args.skip, borders, _command_line())
 
 
 def _add_bench_whole_networks(subcommands: Subcommands) -> None:
@@ -744,7 +758,14 @@ def _bench_int8_accuracy(args: argparse.Namespace) -> None:
     require_threads(args.threads)
     torch.set_num_threads(args.threads)
     measure_accuracy(
-        args.source, args.data, Path(args.output), args.model, args.calibration_images, args.threads, args.test_images
+        args.source,
+        args.data,
+        Path(args.output),
+        args.model,
+        args.calibration_images,
+        args.threads,
+        args.test_images,
+        _command_line(),
     )
 
 
@@ -901,6 +922,8 @@ _NEEDS: Dict[str, List[Tuple[str, Callable[[argparse.Namespace], object], str]]]
             lambda args: {"training", "all"} & set(args.tables) and not args.isa,
             "the table training, which --isa leaves out",
         ),
+        ("--backend", lambda args: set(args.tables) != {"training"}, "other tables than training, which is PyTorch's"),
+        ("--threads", lambda args: set(args.tables) != {"throughput"}, "other tables than throughput, on all cores"),
         (
             "--isa",
             lambda args: "training" not in args.tables and args.backend in (None, ["openvino"]),

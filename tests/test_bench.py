@@ -13,9 +13,10 @@ from torch import nn
 from torchvision import models as torchvision_models
 
 from rdpnet_timm import cli
-from rdpnet_timm.bench import backends, docs, isa, peers, plots, report, run, training
+from rdpnet_timm.bench import backends, docs, isa, peers, plots, report, run, throughput, training
 from rdpnet_timm.bench.plots import pareto_front
 from rdpnet_timm.bench.tables import DEPLOY, PAPER_DEPLOY, TABLES, TRAIN
+from rdpnet_timm.deploy import formats
 from rdpnet_timm.deploy.formats import to_onnx
 from rdpnet_timm.measure import machine
 from rdpnet_timm.measure.forms import deploy_form, fold_norms, settle_norms
@@ -208,21 +209,52 @@ def test_signal_to_noise_is_the_ratio_of_powers_in_db(form):
     assert backends.signal_to_noise(form, lambda image: 0 * expected[:1]) == pytest.approx(0)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_output_that_is_not_finite_is_wrong_and_its_figure_is_json(value, form):
+    expected = form.held_out[1]
+    snr = backends.signal_to_noise(form, lambda image: 0 * expected[:1] + value)
+    assert report.is_wrong({"snr_db": snr}) and json.loads(json.dumps(snr, allow_nan=False)) < 0
+    assert report.best([{"snr_db": snr, "min_ms": 1.0}, {"snr_db": float("nan"), "min_ms": 1.0}]) is None
+
+
 def test_ranges_are_not_taken_from_the_images_that_judge_them(form):
     calibration, (held_out, _) = form.calibration, form.held_out
     assert not any((one == other).all() for one in calibration for other in held_out)
 
 
 def test_precisions_are_those_that_backend_and_cpu_have(monkeypatch):
-    monkeypatch.setattr(backends, "has_bfloat16", lambda: False)
+    monkeypatch.setattr(backends, "openvino_has_bfloat16", lambda: False)
     names = ("eager", "onnxruntime", "openvino")
     without = [("eager", "float32"), ("onnxruntime", "float32"), ("onnxruntime", "int8"), ("openvino", "float32"),
                ("openvino", "int8")]  # fmt: skip
     assert backends.available(names, backends.PRECISIONS) == without
     with pytest.raises(ValueError, match="eager cannot compute in int8 on this CPU: add float32"):
         backends.available(["eager"], ["int8"])
-    monkeypatch.setattr(backends, "has_bfloat16", lambda: True)
+    monkeypatch.setattr(backends, "openvino_has_bfloat16", lambda: True)
     assert set(backends.available(names, backends.PRECISIONS)) - set(without) == {("openvino", "bfloat16")}
+    monkeypatch.setattr(backends, "openvino_has_bfloat16", lambda: pytest.fail("nobody wants to know"))
+    assert backends.available(["onnxruntime"], backends.PRECISIONS) == without[1:3]
+
+
+@pytest.mark.parametrize("cpu", [True, False])
+@pytest.mark.parametrize("offered", [True, False])
+def test_bfloat16_is_openvinos_where_the_cpu_multiplies_it_and_openvino_offers_it(cpu, offered, monkeypatch):
+    class Core:
+        def get_property(self, device, name):
+            return ["FP32", "INT8", *["BF16"] * offered]
+
+    monkeypatch.setattr(formats, "has_bfloat16", lambda: cpu)
+    monkeypatch.setattr(formats, "openvino_core", Core)
+    assert formats.openvino_has_bfloat16() is (cpu and offered)
+    assert (("openvino", "bfloat16") in backends.available(["openvino"], backends.PRECISIONS)) is (cpu and offered)
+
+
+def test_a_backend_of_one_pool_is_given_one_number_of_threads(monkeypatch):
+    monkeypatch.setitem(backends.BACKENDS, "executorch", backends.Backend())
+    backends.require(["onnxruntime", "executorch"], [2, 2])
+    backends.require(["onnxruntime"], [1, 2])
+    with pytest.raises(ValueError, match="executorch has one number of threads in a process, got --threads 1 2: run"):
+        backends.require(["onnxruntime", "executorch"], [1, 2])
 
 
 def test_all_runtimes_in_all_precisions_take_turns(tmp_path, monkeypatch):
@@ -269,15 +301,57 @@ def test_each_class_has_a_process_and_a_folder_of_its_own(tmp_path, monkeypatch)
         calls.append((command, env["ONEDNN_MAX_CPU_ISA"]))
         return Done
 
+    recorded = []
+    monkeypatch.setattr(run, "run", lambda *args: recorded.append(args[6]))
     monkeypatch.setattr(isa, "cpu_flags", lambda: frozenset({"avx2", "amx_int8"}))
     monkeypatch.setattr(isa.subprocess, "run", run_process)
-    isa.run_classes(["avx2", "amx"], ["table5"], tmp_path)
+    typed = "rdpnet bench table5 --threads 1 --isa avx2 amx -o some/where"
+    monkeypatch.setattr("sys.argv", typed.split())
+    assert cli.main(["bench", "table5", "--isa", "avx2", "amx", "-o", str(tmp_path)]) == 0
     assert [limit for _, limit in calls] == ["AVX2", "AVX512_CORE_AMX"]
     for (command, _), name in zip(calls, ("avx2", "amx")):
         assert command[command.index("--backend") :] == ["--backend", "openvino", "-o", str(tmp_path / name)]
-    Done.returncode = 1
-    with pytest.raises(RuntimeError, match="held to avx2 ended with status 1"):
-        isa.run_classes(["avx2"], ["table5"], tmp_path)
+        monkeypatch.setattr("sys.argv", command[2:])
+        assert cli.main(command[3:]) == 0
+    assert recorded == [typed, typed]
+
+
+def test_a_class_that_fails_leaves_the_others_theirs(tmp_path, monkeypatch):
+    limits = []
+
+    def run_process(command, env):
+        limits.append(env["ONEDNN_MAX_CPU_ISA"])
+        return isa.subprocess.CompletedProcess(command, int(limits[-1] == "AVX2"))
+
+    monkeypatch.setattr(isa, "cpu_flags", lambda: frozenset({"avx2", "amx_int8"}))
+    monkeypatch.setattr(isa.subprocess, "run", run_process)
+    with pytest.raises(RuntimeError, match=r"^the run held to avx2 ended with status 1: see above$"):
+        isa.run_classes(["avx2", "amx"], ["table5"], tmp_path)
+    assert limits == ["AVX2", "AVX512_CORE_AMX"]
+
+
+def test_kernels_are_kept_by_comparison_and_asked_of_openvino_alone(monkeypatch):
+    monkeypatch.setattr(isa, "kernels", lambda form, precision: [f"jit_avx2_{form}_{precision}"])
+    result = {"machine": {"isa_limit": "avx2"}}
+    pairs = [("onnxruntime", "int8"), ("openvino", "float32")]
+    isa.keep_kernels(result, "Group A", "a", pairs)
+    isa.keep_kernels(result, "Group B", "b", pairs)
+    kept = {"Group A": {"float32": ["jit_avx2_a_float32"]}, "Group B": {"float32": ["jit_avx2_b_float32"]}}
+    assert result["kernels"] == kept
+    monkeypatch.setattr(isa, "kernels", lambda form, precision: pytest.fail("OpenVINO was asked"))
+    isa.keep_kernels(result, "Group C", "c", [("onnxruntime", "float32"), ("eager", "float32")])
+    isa.keep_kernels({"machine": {"isa_limit": None}}, "Group A", "a", pairs)
+    assert result["kernels"] == kept
+
+
+def test_throughput_held_to_a_class_looks_at_its_kernels(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(throughput.isa, "keep_kernels", lambda result, mode, form, pairs: seen.append((mode, pairs)))
+    monkeypatch.setattr(throughput, "measure_runs", lambda *args: None)
+    result = {"quick": True, "runs": [], "machine": {"isa_limit": "AVX2"}}
+    pairs = [("openvino", "float32")]
+    throughput.measure_throughput(result, [*pairs, ("eager", "float32")], lambda *args: None, lambda: None)
+    assert seen == [("streams", pairs), ("batch 8", pairs)]
 
 
 @pytest.mark.parametrize(
@@ -285,6 +359,7 @@ def test_each_class_has_a_process_and_a_folder_of_its_own(tmp_path, monkeypatch)
     [
         ("AVX2", "int8", ["jit_avx2_I8"], True),
         ("AVX2", "int8", ["jit_avx2_I8", "brgconv_avx512_I8"], False),
+        ("avx2", "int8", ["jit_avx2_I8", "brgconv_avx512_I8"], False),
         ("AVX512_CORE_VNNI", "int8", ["brgconv_avx512_I8", "jit_avx2_I8"], True),
         ("AVX512_CORE_VNNI", "int8", ["brgconv_avx512_amx_I8"], False),
         ("AVX512_CORE_AMX", "int8", ["brgconv_avx512_amx_I8", "brgconv_avx512_I8"], True),
@@ -309,7 +384,7 @@ def test_openvino_held_to_avx2_runs_avx2_kernels(tmp_path, capfd):
     assert cli.main(arguments) == 0, capfd.readouterr().err
     result = json.loads((tmp_path / "avx2" / "table8.json").read_text())
     assert result["machine"]["isa_limit"] == "AVX2" and {one["backend"] for one in result["runs"]} == {"openvino"}
-    names = [name for each in result["kernels"].values() for name in each]
+    names = [name for each in result["kernels"].values() for kernels in each.values() for name in kernels]
     assert any("avx2" in name for name in names) and not any("avx512" in name or "amx" in name for name in names)
     assert "OpenVINO held to AVX2" in (tmp_path / "avx2" / "table8.md").read_text()
 
@@ -317,6 +392,7 @@ def test_openvino_held_to_avx2_runs_avx2_kernels(tmp_path, capfd):
 @pytest.mark.parametrize(
     ("flags", "limit", "vnni", "bfloat16"),
     [
+        ("", None, False, False),  # Windows, or a Mac of Intel's: who knows
         ("sse2 avx2", None, False, False),
         ("sse2 avx2 avx_vnni", None, True, False),
         ("sse2 avx512_vnni amx_int8", None, True, False),
@@ -329,10 +405,40 @@ def test_openvino_held_to_avx2_runs_avx2_kernels(tmp_path, capfd):
 )
 def test_who_sums_int8_products_in_16_bits_and_who_multiplies_bfloat16(flags, limit, vnni, bfloat16, monkeypatch):
     monkeypatch.setattr(machine, "cpu_flags", lambda: frozenset(flags.split()))
+    monkeypatch.setattr(machine.platform, "machine", lambda: "aarch64" if "asimd" in flags else "AMD64")
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     if limit:
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
     assert (machine.has_vnni(), machine.has_bfloat16()) == (vnni, bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("lscpu", "name"),
+    [
+        ("Vendor ID:   ARM\nModel name:   Neoverse-V1\n", "Neoverse-V1"),
+        ("Vendor ID:   ARM\nModel name:   -\n", "aarch64, CPU implementer 0x41, part 0xd40"),
+        (None, "aarch64, CPU implementer 0x41, part 0xd40"),
+    ],
+)
+def test_an_arm_cpu_has_the_name_that_lscpu_knows_or_its_number(lscpu, name, monkeypatch):
+    info = "processor\t: 0\nFeatures\t: fp asimd bf16\nCPU implementer\t: 0x41\nCPU part\t: 0xd40\n\nprocessor\t: 1\n"
+
+    def run_lscpu(command, **kwargs):
+        if lscpu is None:
+            raise FileNotFoundError(command[0])
+        return machine.subprocess.CompletedProcess(command, 0, lscpu)
+
+    monkeypatch.setattr(Path, "read_text", lambda path: info)
+    monkeypatch.setattr(machine.subprocess, "run", run_lscpu)
+    monkeypatch.setattr(machine.platform, "machine", lambda: "aarch64")
+    assert machine._cpu_model() == name
+    assert machine.cpu_flags() == {"fp", "asimd", "bf16"}
+
+
+def test_the_cores_that_are_told_are_those_that_the_process_may_use(monkeypatch):
+    monkeypatch.setattr(machine.os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda pid: {3, 5, 7}, raising=False)
+    assert machine.describe()["cores"] == 3
 
 
 @pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="needs Linux")
@@ -397,7 +503,7 @@ def test_settings_of_training_are_selected_by_width_size_and_batch():
 
 def test_training_is_measured_in_the_settings_and_precisions_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "_precisions", lambda device: [torch.float32, torch.bfloat16])
-    monkeypatch.setattr(training, "entries", lambda setting: built.append(setting) or [])
+    monkeypatch.setattr(training, "entries", lambda setting, device: built.append(setting) or [])
     built, runs = [], []
     monkeypatch.setattr(training, "measure_run", lambda result, steps, turn, **facts: runs.append(facts))
     arguments = [
@@ -415,6 +521,16 @@ def test_training_is_measured_in_the_settings_and_precisions_asked_for(tmp_path,
     assert cli.main(arguments) == 0
     assert [(each.width, each.batch) for each in built] == [(1.0, 16), (1.0, 32), (1.0, 128)]
     assert {(facts["precision"], facts["threads"]) for facts in runs} == {("bfloat16", 1)}
+
+
+def test_a_fused_step_is_named_where_there_is_one(monkeypatch):
+    setting = training.Setting(0.25, (3, 32, 32), 16)
+    for device, fused in (("cpu", 1), ("cuda", 0)):
+        assert sum("fused" in entry.name for entry in training.entries(setting, device)) == fused
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "numba" else find_spec(name))
+    with pytest.raises(ImportError, match="the table training needs numba: pip install"):
+        training.require_training(["float32"])
 
 
 def test_peak_memory_is_that_of_the_tensors_alive_together():
@@ -442,7 +558,8 @@ def test_a_training_step_does_all_of_its_work_and_can_be_repeated():
 
 
 def result_of(samples, complete=True, table="table5"):
-    """A result of one eager run of two networks of Table 5, the reference the second."""
+    """A result of one eager run of two networks of Table 5, the reference the second; each of ``samples`` six times."""
+    samples = [times * 6 for times in samples]
     names = {"MobileNetV2-0.5x": 1, "RDPNet-0.75x": 2}
     facts = {
         f"{name}, {DEPLOY}": dict(
@@ -481,6 +598,16 @@ def test_markdown_says_where_two_contestants_cannot_be_ranked():
     assert "too noisy to rank (tie): " in text
 
 
+def test_few_rounds_have_factors_and_no_verdict():
+    result = result_of(([20.0], [10.0]))
+    for times in result["runs"][0]["measurement"]["samples"].values():
+        del times[2:]
+    (row,) = (row for row in report.rows(result) if row["network"] == "MobileNetV2-0.5x")
+    assert (row["ratio"], row["ratio_low"], row["ratio_high"], row["verdict"]) == (2, None, None, "tie")
+    text = report.markdown(result)
+    assert "20.00 (2.00x, tie)" in text and "none for want of 6 rounds" in text and "too noisy" not in text
+
+
 def test_a_sweep_compares_curves_at_the_same_place():
     result = result_of(([20.0, 20.0], [10.0, 10.0]), table="scaling")
     facts = list(result["runs"][0]["contestants"].values())
@@ -511,6 +638,10 @@ def test_a_page_for_each_result_and_its_picture(tmp_path):
     (results / "scaling.json").write_text('{"table": "sca')
     with pytest.raises(ValueError, match=r"scaling\.json' is not a whole result"):
         docs.update(results, pages)
+    for broken in ("{}", "[]", '{"title": "Scaling", "date": "2026-01-02"}'):
+        (results / "scaling.json").write_text(broken)
+        with pytest.raises(ValueError, match=r"scaling\.json' is not a whole result of 'rdpnet bench' \("):
+            docs.update(results, pages)
 
 
 def by_precision(int8_snr):
@@ -520,7 +651,7 @@ def by_precision(int8_snr):
     quantised = json.loads(json.dumps(run))
     run.update(backend="onnxruntime", precision="float32")
     quantised.update(backend="openvino", precision="int8")
-    for contestant, times, snr in zip(quantised["contestants"].values(), ([4.0] * 2, [5.0] * 2), int8_snr):
+    for contestant, times, snr in zip(quantised["contestants"].values(), ([4.0] * 12, [5.0] * 12), int8_snr):
         contestant["snr_db"] = snr
         quantised["measurement"]["samples"][f"{contestant['name']}, {DEPLOY}"] = times
     result["runs"].append(quantised)
@@ -541,6 +672,19 @@ def test_a_network_that_quantises_wrongly_is_marked_and_its_time_is_not_the_best
     drawn = plots._best_by_precision(list(report.rows(by_precision((-2.0, 5.0)))))
     best = {row["network"]: row["min_ms"] for row in drawn if row["panel"] == "each in its best precision"}
     assert best == {"MobileNetV2-0.5x": 10.0, "RDPNet-0.75x": 5.0}
+
+
+def test_the_best_is_one_of_the_runtimes_which_alone_took_turns():
+    result = by_precision((30.0, 30.0))
+    eager = json.loads(json.dumps({**result["runs"][0], "backend": "eager"}))
+    for times in eager["measurement"]["samples"].values():
+        times[:] = [1.0] * len(times)
+    result["runs"].insert(0, eager)
+    assert "| **4.00** (openvino int8) |" in report.markdown(result)
+    drawn = plots._best_by_precision(list(report.rows(result)))
+    assert {row["backend"] for row in drawn} == {"onnxruntime", "openvino"}
+    result["runs"] = [eager]
+    assert {row["backend"] for row in plots._best_by_precision(list(report.rows(result)))} == {"eager"}
 
 
 def test_the_quantiser_that_is_named_is_the_one_that_the_runtime_has():
@@ -614,6 +758,50 @@ def test_errors_say_what_was_expected(tmp_path, capsys, monkeypatch):
     assert 'pip install "rdpnet-timm[bench]"' in error_of("table8", "--backend", "openvino", *out)
 
 
+def plan(names, output, backends=("eager", "onnxruntime"), precisions=("float32",)):
+    return run._plan(names, output, backends, [1], 30, precisions)[0]
+
+
+def test_what_no_table_can_do_is_said_before_the_first_and_left_out_of_all(tmp_path, capsys):
+    assert plan(["all"], tmp_path) == list(run.NAMES)
+    others = [name for name in run.NAMES if name not in ("training", "throughput")]
+    assert plan(["all"], tmp_path, ["onnxruntime"], ["int8"]) == [*others, "throughput"]
+    assert "training is left out: training is measured in float32" in capsys.readouterr().out
+    assert plan(["all"], tmp_path, ["eager"]) == [*others, "training"]
+    assert "throughput is left out: throughput is measured on onnxruntime and openvino" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="training is measured in float32"):
+        plan(["table8", "training"], tmp_path, ["onnxruntime"], ["int8"])
+    with pytest.raises(ValueError, match="throughput is measured on onnxruntime and openvino"):
+        plan(["table8", "throughput"], tmp_path, ["eager"])
+
+
+def test_training_needs_no_runtime(tmp_path, monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if "onnx" in name else find_spec(name))
+    assert plan(["training"], tmp_path) == ["training"]
+    with pytest.raises(ImportError, match="the backend onnxruntime needs onnx"):
+        plan(["training", "table8"], tmp_path)
+
+
+def test_a_complete_result_is_never_replaced(tmp_path, capsys):
+    path = tmp_path / "table5.json"
+    for text in ('{"table": "tab', "[]", '{"complete": false, "quick": false}', '{"complete": true, "quick": true}'):
+        path.write_text(text)
+        assert plan(["table5"], tmp_path) == ["table5"]
+    report.write(result_of(([20.0], [10.0])), tmp_path)
+    before = path.read_bytes()
+    assert cli.main(["bench", "table5", "--quick", "--backend", "eager", "-o", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert f"'{path}' is a complete result: choose another folder, or move it away" in error
+    assert path.read_bytes() == before
+    assert plan(["all"], tmp_path) == [name for name in run.NAMES if name != "table5"]  # what is missing is measured
+    assert f"table5 is left out: '{path}' is a complete result" in capsys.readouterr().out
+    for name in run.NAMES:
+        (tmp_path / f"{name}.json").write_bytes(before)
+    with pytest.raises(ValueError, match="nothing to measure, all tables are left out"):
+        plan(["all"], tmp_path)
+
+
 def test_an_interrupted_command_keeps_what_it_has_and_says_so(tmp_path, capsys, monkeypatch):
     calls = []
 
@@ -634,6 +822,40 @@ def test_an_interrupted_command_keeps_what_it_has_and_says_so(tmp_path, capsys, 
     lengths = [{len(times) for times in one["measurement"]["samples"].values()} for one in result["runs"]]
     assert lengths == [{3}, {2}, {2}] and result["complete"] is False
     assert "interrupted" in (tmp_path / "table8.md").read_text()
+
+
+@pytest.mark.parametrize("table", ["table8", "figure2"])  # a table, and a sweep
+@pytest.mark.parametrize("complete_runs", [0, 1])
+def test_an_interruption_before_a_runs_first_round_keeps_the_runs_before_it(
+    table, complete_runs, tmp_path, capsys, monkeypatch
+):
+    entries = run._quick_entries(TABLES[table].comparisons[0])
+    form = backends.Form(nn.Flatten(), torch.randn(1, 3, 8, 8))
+    monkeypatch.setattr(
+        run,
+        "_build",
+        lambda *_: {f"{each.name}, {DEPLOY}": run._Contestant(form, report.entry_facts(each, DEPLOY, 1, 1))
+                    for each in entries},
+    )  # fmt: skip
+    before = [None] * complete_runs
+
+    def interrupted(functions, *args, **kwargs):
+        if before:
+            before.pop()
+            return measure(functions, *args, **kwargs)
+        raise Interrupted(Measurement({name: [] for name in functions}, 2, 1, 0))
+
+    monkeypatch.setattr(report, "measure", interrupted)
+    arguments = ["bench", table, "--quick", "--backend", "eager", "onnxruntime", "-o", str(tmp_path)]
+    assert cli.main(arguments) == 130
+    shown, written = capsys.readouterr().out, sorted(path.suffix for path in tmp_path.iterdir())
+    if complete_runs:
+        assert f"interrupted: 1 runs of {table} were measured" in shown
+        assert written == [".csv", ".json", ".md", *[".png"] * (table == "figure2")]
+        result = json.loads((tmp_path / f"{table}.json").read_text())
+        assert [one["backend"] for one in result["runs"]] == ["eager"] and not result["complete"]
+    else:
+        assert f"interrupted: no round of {table} was complete, nothing of it is kept" in shown and not written
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The measurements of the deployment page: what they derive from times, and that they run."""
 
+import importlib.util
 import json
 
 import numpy as np
@@ -55,7 +56,7 @@ def test_contestants_to_skip_are_those_there_are(tmp_path, monkeypatch, capsys):
     calls = []
     monkeypatch.setattr(speed, "run", lambda *args: calls.append(args))
     assert main(["bench", "int8-speed", "-o", str(tmp_path), "--skip", *speed.CONTESTANTS]) == 0
-    assert calls[0][4] == list(speed.CONTESTANTS)
+    assert calls[0][4] == list(speed.CONTESTANTS) and calls[0][6].startswith("rdpnet ")
     for unknown in ("nosuch", "sgemm"):  # a matrix product says what the machine can do, and is always measured
         with pytest.raises(SystemExit):
             main(["bench", "int8-speed", "-o", str(tmp_path), "--skip", unknown])
@@ -140,8 +141,104 @@ def test_accuracies_are_those_of_the_model(tmp_path):
     exact = [each for each in rows if each.weights == "float32"]
     assert len(exact) == 1 + 3 * 2  # PyTorch; two runtimes, plain and equalised in two ways
     assert all(each.accuracy == pytest.approx(truth) and each.agreement == 100 for each in exact)
-    by_layer = {each.equalized: each.agreement for each in rows if each.weights == "INT8 by layer"}
+    by_layer = {each.equalized: each.agreement for each in rows if each.weights.startswith("INT8 by layer")}
     assert by_layer["no"] < 50 < 90 < by_layer["weights"]  # what equalisation is for
+
+
+@pytest.mark.parametrize("vnni", [True, False])
+def test_the_bits_of_weights_are_those_that_their_label_names(vnni, monkeypatch):
+    reduced, labels = [], []
+
+    def corrected(plain, images, flag, steps, per_channel):
+        assert steps == (64.0 if reduced_steps[-1] else 127.0)
+        return plain
+
+    def steps_of(format_name, reduce_range=None):
+        reduced_steps.append(reduce_range)
+        return 64.0 if reduce_range else 127.0
+
+    reduced_steps = []
+    monkeypatch.setattr(accuracy, "has_vnni", lambda: vnni)
+    monkeypatch.setattr(accuracy, "to_onnx", lambda *args, **kwargs: None)
+    monkeypatch.setattr(accuracy, "correct_bias", corrected)
+    monkeypatch.setattr(accuracy, "weight_steps", steps_of)
+    for name in ("quantize_onnx", "quantize_openvino"):
+        monkeypatch.setattr(accuracy, name, lambda *args: reduced.append(args[4] if len(args) > 4 else None))
+    monkeypatch.setattr(accuracy, "_predict", lambda path, format_name, images, *rest: np.zeros(len(images)))
+    monkeypatch.setattr(accuracy, "is_installed", lambda module: False)
+
+    def report(rows):
+        if "INT8" in rows[-1].weights:
+            labels.append((rows[-1].runtime, rows[-1].weights, reduced[-1]))
+
+    train, test = read_data("digits")
+    few = Images(test.pixels[:4], test.labels[:4], test.classes)
+    accuracy.evaluate(timm.create_model("rdpnet_025_cifar.digits", pretrained=True), train, few, 4, 1, report)
+    assert all(weights.endswith(f", {7 if bits else 8} bits") for _, weights, bits in labels)
+    assert None not in reduced_steps
+    own = 8 if vnni else 7
+    assert {(runtime, weights) for runtime, weights, _ in labels} == {
+        *((runtime, f"INT8 by channel, {bits} bits") for runtime in ("ONNX Runtime", "OpenVINO, the same file")
+          for bits in (7, 8)),
+        ("ONNX Runtime", f"INT8 by layer, {own} bits"),
+        ("OpenVINO (NNCF)", f"INT8 by channel, {own} bits"),
+    }  # fmt: skip
+
+
+def test_what_was_measured_says_when_on_what_and_by_which_command(tmp_path, monkeypatch):
+    monkeypatch.setattr(speed, "compare", lambda *args: (result(onnx=8.0, sgemm=10.0, int8_gemm=2.5), {}))
+    speed.run(tmp_path, ["100"], [1], 2, borders=False, command="rdpnet bench int8-speed")
+    row = accuracy.Row("PyTorch", "float32", "no", "", 50.0, 100.0)
+    monkeypatch.setattr(accuracy, "evaluate", lambda *args: args[-1]([row]))
+    accuracy.measure_accuracy(
+        "rdpnet_025_cifar.digits", "digits", tmp_path, test_images=2, command="rdpnet bench int8-accuracy"
+    )
+    for name in ("speed", "accuracy"):
+        written, text = json.loads((tmp_path / f"{name}.json").read_text()), (tmp_path / f"{name}.md").read_text()
+        assert written["command"] == f"rdpnet bench int8-{name}" and written["machine"]["versions"]["nncf"][0].isdigit()
+        line = text.splitlines()[0]
+        assert (
+            line.startswith(f"{written['date'][:10]}, {written['machine']['cpu']}, ")
+            and f"`{written['command']}`" in line
+        )
+    assert "2 rounds" in (tmp_path / "speed.md").read_text()
+
+
+def without(package, monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find_spec(name))
+
+
+def test_what_is_not_installed_is_said_first_and_only_where_it_is_needed(tmp_path, monkeypatch):
+    without("nncf", monkeypatch)
+    monkeypatch.setattr(speed, "compare", lambda *args: (result(onnx=8.0, sgemm=10.0, int8_gemm=2.5), {}))
+    monkeypatch.setattr(accuracy, "load_model", lambda *args: pytest.fail("began"))
+    with pytest.raises(ImportError, match="int8-accuracy needs nncf"):
+        accuracy.measure_accuracy("rdpnet_025_cifar.digits", "digits", tmp_path / "out")
+    with pytest.raises(ImportError, match="int8-speed needs nncf"):
+        speed.run(tmp_path / "out", ["100"], [1], borders=False)
+    assert not (tmp_path / "out").exists()
+    speed.run(tmp_path / "out", ["100"], [1], skip=["openvino_int8"], borders=False)
+
+
+def test_only_the_files_of_contestants_are_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(speed, "openvino_has_bfloat16", lambda: True)
+    for writer in ("to_onnx", "to_openvino", "quantize_onnx", "quantize_openvino"):
+        monkeypatch.setattr(speed, writer, lambda *args, writer=writer: written.append(writer))
+    expected = {
+        "onnx": ["to_onnx"],
+        "openvino": ["to_openvino"],
+        "openvino_bf16": ["to_openvino"],
+        "onnx_int8": ["to_onnx", "quantize_onnx"],
+        "openvino_qdq": ["to_onnx", "quantize_onnx"],
+        "openvino_int8": ["to_openvino", "quantize_openvino"],
+        "train": [],
+    }
+    for contestant, writers in expected.items():
+        written = []
+        skip = [name for name in speed.CONTESTANTS if name != contestant]
+        paths = speed._write(nn.Identity(), torch.zeros(1, 3, 8, 8), tmp_path, skip)
+        assert list(paths) == [contestant] * bool(writers) and written == writers
 
 
 @pytest.mark.parametrize("words", ["int8-speed", "int8-accuracy rdpnet_025_cifar.digits --data digits"])

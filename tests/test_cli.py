@@ -172,6 +172,8 @@ def test_a_wrong_command_prints_the_usage_with_status_2() -> None:
         ("bench figure2 -o out --widths 0.25", "--widths: only with the table training"),
         ("bench all -o out --isa avx2 --sizes 32", "--sizes: only with the table training"),
         ("bench training -o out --isa avx2", "--isa: only with openvino"),
+        ("bench training -o out --backend eager", "--backend: only with other tables than training"),
+        ("bench throughput -o out --threads 2", "--threads: only with other tables than throughput"),
         ("bench table8 -o out --isa avx2 --backend onnxruntime", "--isa: only with openvino"),
         ("verify --model nosuch --no-ema", "--model and --no-ema: only with a CHECKPOINT"),
     ],

@@ -11,7 +11,7 @@ def measurement(**samples):
 
 
 def test_a_known_sleep_is_the_least_that_is_measured_and_decides_the_ranking():
-    result = measure({"slow": lambda: time.sleep(0.03), "fast": lambda: time.sleep(0.001)}, rounds=5, warmup=1)
+    result = measure({"slow": lambda: time.sleep(0.03), "fast": lambda: time.sleep(0.001)}, rounds=6, warmup=1)
     assert result.minimum("slow") >= 30 and result.minimum("fast") >= 1
     assert result.ratio("slow", "fast").low > 1 and not result.ratio("slow", "fast").is_tie
     assert result.ties() == []
@@ -61,10 +61,18 @@ def test_noise_common_to_a_round_cancels():
 
 
 def test_overlapping_contestants_are_a_tie():
-    result = measurement(a=[1.0, 2.0, 3.0, 4.0], b=[4.0, 1.5, 2.5, 1.0], c=[90.0, 91.0, 92.0, 93.0])
+    result = measurement(a=[1.0, 2.0, 3.0, 4.0] * 2, b=[4.0, 1.5, 2.5, 1.0] * 2, c=[90.0, 91.0, 92.0, 93.0] * 2)
     assert result.ratio("a", "b").is_tie
     assert result.ties() == [("b", "a")]
     assert Ratio(1.2, 1.1, 1.3).is_tie is False and str(Ratio(1.2, 1.1, 1.3)) == "1.20 [1.10, 1.30]"
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 5, 6])
+def test_a_handful_of_rounds_ranks_nothing(rounds):
+    ratio = measurement(a=[2.0] * rounds, b=[1.0] * rounds).ratio("a", "b")
+    assert ratio.estimate == 2 and ratio.is_tie is (rounds < 6)
+    assert (ratio.low, ratio.high) == ((None, None) if rounds < 6 else (2, 2))
+    assert str(ratio) == ("2.00 [too few rounds]" if rounds < 6 else "2.00 [2.00, 2.00]")
 
 
 def test_what_is_written_is_what_is_read_back():
@@ -87,6 +95,12 @@ def test_an_interrupted_measurement_keeps_its_complete_rounds():
     result = raised.value.measurement
     assert [len(times) for times in result.samples.values()] == [3, 3]
     assert result.to_dict()["rounds"] == 10
+    calls.clear()
+
+    with pytest.raises(Interrupted, match="after 0 rounds") as raised:
+        measure({"a": interrupts}, rounds=10, warmup=4, primed=False)
+    state = raised.value.measurement.to_dict()
+    assert state["samples"] == {"a": []} and Measurement.from_dict(state) == raised.value.measurement
 
 
 def test_bad_input_and_failing_contestants_are_named():

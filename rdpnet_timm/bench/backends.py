@@ -15,12 +15,13 @@ from ..deploy.formats import (
     OPENVINO_FLOAT32,
     Options,
     onnx_session,
+    openvino_has_bfloat16,
     openvino_model,
     trace_to_onnx,
 )
 from ..deploy.quantize import QUANTIZERS, quantize_onnx
 from ..extras import require_all
-from ..measure.machine import has_bfloat16, has_vnni
+from ..measure.machine import has_vnni
 
 __all__ = [
     "BACKENDS", "NOISY_DB", "PRECISIONS", "RUNTIMES", "WRONG_DB", "Backend", "Form", "available", "compiled",
@@ -114,11 +115,11 @@ class Form:
             return images.numpy(), np.concatenate([self.module(image).numpy() for image in images.split(1)])
 
 
-def require(backends: Sequence[str]) -> None:
-    """Check that all backends are there.
+def require(backends: Sequence[str], threads: Sequence[int] = (1,)) -> None:
+    """Check that all backends are there, and can run with each of these numbers of threads.
 
     Raises:
-        ValueError: a backend of another name.
+        ValueError: a backend of another name, or several numbers where a process can have but one.
         ImportError: a backend whose packages are not installed.
     """
     for name in backends:
@@ -128,10 +129,15 @@ def require(backends: Sequence[str]) -> None:
             require_all(BACKENDS[name].needs, f"the backend {name}", BACKENDS[name].extra)
         except ImportError as error:
             raise ImportError(f"{error}, or leave it out of --backend") from None
+        if name in FORMATS and FORMATS[name].one_pool and len(set(threads)) > 1:
+            raise ValueError(
+                f"{name} has one number of threads in a process, got --threads {' '.join(map(str, threads))}: run the "
+                "command once for each, into a folder of its own, or leave it out of --backend"
+            )
 
 
 def available(backends: Sequence[str], precisions: Sequence[str]) -> List[Tuple[str, str]]:
-    """The pairs of backend and precision that there are: bfloat16 only where the CPU multiplies it itself.
+    """The pairs of backend and precision that there are: bfloat16, OpenVINO's alone, only where the CPU multiplies it.
 
     Raises:
         ValueError: a precision of another name, or no pair at all.
@@ -139,8 +145,12 @@ def available(backends: Sequence[str], precisions: Sequence[str]) -> List[Tuple[
     for precision in precisions:
         if precision not in PRECISIONS:
             raise ValueError(f"there is no precision '{precision}'; choose from {', '.join(PRECISIONS)}")
-    wanted = [precision for precision in precisions if precision != "bfloat16" or has_bfloat16()]
-    pairs = [(name, each) for name in backends for each in wanted if each in BACKENDS[name].precisions]
+    pairs = [
+        (name, each)
+        for name in backends
+        for each in precisions
+        if each in BACKENDS[name].precisions and (each != "bfloat16" or openvino_has_bfloat16())
+    ]
     if not pairs:
         raise ValueError(
             f"{', '.join(backends)} cannot compute in {', '.join(precisions)} on this CPU: add float32 to --precision, "
@@ -176,11 +186,15 @@ def runner(backend: str, form: Form, threads: int, precision: str = "float32") -
 
 
 def signal_to_noise(form: Form, run: Callable[[np.ndarray], np.ndarray]) -> float:
-    """Power of the float output over that of its difference to ``run``'s, in dB, on images no range was taken from."""
+    """Power of the float output over that of its difference to ``run``'s, in dB, on images no range was taken from.
+
+    It is -300 to 300: the least where an output is not finite, the most where there is no difference.
+    """
     images, expected = form.held_out
     actual = np.concatenate([np.array(run(image)) for image in images[:, None]]).reshape(expected.shape)
-    noise = np.square(actual.astype(np.float64) - expected).mean()
-    return float(10 * np.log10(np.square(expected.astype(np.float64)).mean() / max(float(noise), 1e-30)))
+    noise = float(np.square(actual.astype(np.float64) - expected).mean())
+    ratio = float(np.square(expected.astype(np.float64)).mean()) / max(noise, 1e-30)
+    return float(10 * np.log10(min(ratio, 1e30) if ratio > 1e-30 else 1e-30))  # NaN is above nothing
 
 
 def eager(module: nn.Module, x: Tensor) -> Callable[[], object]:

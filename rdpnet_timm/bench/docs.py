@@ -27,9 +27,10 @@ def update(directory: Path, pages: Path) -> List[Path]:
     for source in sources:
         try:
             result = json.loads(source.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"'{source}' is not a whole result of 'rdpnet bench' ({error})") from None
-        heading, body = markdown(result, details=False, ties=False).split("\n\n", 1)
+            heading, body = markdown(result, details=False, ties=False).split("\n\n", 1)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            what = f"{type(error).__name__}: {error}"
+            raise ValueError(f"'{source}' is not a whole result of 'rdpnet bench' ({what})") from None
         for picture in draw(result, pages):
             body = f"![{result['title']}]({picture.name})\n\n{body}"
         with atomic_path(pages / f"{source.stem}.md") as path:

@@ -7,7 +7,7 @@
 import json
 import tempfile
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NamedTuple, Optional
+from typing import Callable, List, NamedTuple, Optional
 
 import numpy as np
 import torch
@@ -20,9 +20,11 @@ from ..deploy.calibration import Preprocessing
 from ..deploy.equalization import equalize, equalize_activations
 from ..deploy.formats import FORMATS, OPENVINO_BFLOAT16, Options, openvino_has_bfloat16, to_onnx
 from ..deploy.quantize import QUANTIZERS, quantize_onnx, quantize_openvino, weight_steps
-from ..extras import is_installed
+from ..extras import is_installed, require_all
 from ..files import atomic_path, require_writable
+from ..measure.machine import has_vnni
 from ..train.data import Images, read_data, require_classes
+from .report import conditions, record
 
 __all__ = ["Row", "evaluate", "measure_accuracy"]
 
@@ -66,7 +68,8 @@ def evaluate(
 ) -> List[Row]:
     """Accuracy of a model's float and INT8 variants on ``test``, calibrated on images of ``train``.
 
-    ExecuTorch and LiteRT are among the runtimes where they are installed.
+    ExecuTorch and LiteRT, whose weights have 8 bits everywhere, are among the runtimes where they are installed. The
+    others' have 7 where this CPU has no VNNI; by channel ONNX Runtime's are tried with 7 and 8 on any.
 
     Args:
         model: a trained RDPNet, or another model whose deploy form is a straight path.
@@ -115,31 +118,35 @@ def evaluate(
             if plain is deployed and openvino_has_bfloat16():
                 predicted = _predict(source, "openvino", images, threads, OPENVINO_BFLOAT16)
                 add("OpenVINO", "bfloat16", equalized, "", predicted)
+            own = not has_vnni()  # the bits that are right on this CPU, 7 or 8; by channel both are tried
             for correction in ("", "ours"):
-                for scales, per_channel, reduced in (
-                    ("INT8 by channel", True, False),
-                    ("INT8 by channel, 7 bits", True, True),
-                    ("INT8 by layer", False, None),
-                ):
+                for per_channel, reduced in ((True, False), (True, True), (False, own)):
+                    scales = _weights(per_channel, reduced)
                     write(weight_steps("onnx", reduced) if correction else None, per_channel)
                     quantize_onnx(source, target, calibration, per_channel, reduced)
                     add("ONNX Runtime", scales, equalized, correction, _predict(target, "onnx", images, threads))
                     if per_channel:
                         predicted = _predict(target, "openvino", images, threads)
                         add("OpenVINO, the same file", scales, equalized, correction, predicted)
-                write(weight_steps("openvino") if correction else None)
+                write(weight_steps("openvino", own) if correction else None)
                 for by in (correction,) if correction else ("", "NNCF's"):
-                    quantize_openvino(source, xml, calibration, by == "NNCF's")
-                    add("OpenVINO (NNCF)", "INT8 by channel", equalized, by, _predict(xml, "openvino", images, threads))
+                    quantize_openvino(source, xml, calibration, by == "NNCF's", own)
+                    predicted = _predict(xml, "openvino", images, threads)
+                    add("OpenVINO (NNCF)", _weights(True, own), equalized, by, predicted)
                 for runtime, format_name in (("ExecuTorch", "executorch"), ("LiteRT", "litert")):
                     if not all(map(is_installed, FORMATS[format_name].needs)):
                         continue
                     file = folder / f"int8{FORMATS[format_name].suffixes[0]}"
-                    variant = write(weight_steps(format_name) if correction else None)
+                    variant = write(weight_steps(format_name, False) if correction else None)
                     QUANTIZERS[format_name](variant, torch.from_numpy(images[:1]), file, calibration, False, False)
                     predicted = _predict(file, format_name, images, threads)
-                    add(runtime, "INT8 by channel", equalized, correction, predicted)
+                    add(runtime, _weights(True, False), equalized, correction, predicted)
     return rows
+
+
+def _weights(per_channel: bool, reduced: bool) -> str:
+    """What a table says of INT8 weights."""
+    return f"INT8 by {'channel' if per_channel else 'layer'}, {7 if reduced else 8} bits"
 
 
 def _line(row: Row) -> str:
@@ -157,15 +164,18 @@ def measure_accuracy(
     calibration_images: int = 300,
     threads: int = 1,
     test_images: Optional[int] = None,
+    command: str = "",
 ) -> List[Row]:
     """Evaluate a checkpoint (or a timm name with weights) and write ``accuracy.md`` and ``accuracy.json``.
 
     ``data`` is what the trainer takes; pictures are prepared as the model says, as by ``rdpnet evaluate``. Of the test
-    images ``test_images`` are taken, spread evenly, or all.
+    images ``test_images`` are taken, spread evenly, or all. ``command`` is what the user typed, for the record.
 
     Raises:
+        ImportError: a runtime or a quantiser is not installed.
         FileNotFoundError, ValueError: as :func:`.train.data.read_data`, or the images are not of the weights' classes.
     """
+    require_all(("onnx", "onnxruntime", "openvino", "nncf"), "rdpnet bench int8-accuracy", "int8")
     network = load_model(source, model)
     train, test = read_data(data, preprocessing=Preprocessing.of(network))
     require_classes(test, network.pretrained_cfg.get("label_names"), source)
@@ -175,12 +185,13 @@ def measure_accuracy(
         "| runtime | precision | equalised | bias correction | accuracy, % | agrees with float, % |\n"
         "|---|---|---|---|---|---|\n"
     )
-    facts: Dict[str, Any] = dict(model=source, data=data, test_images=len(test), calibration_images=calibration_images)
+    facts = record(command)
+    facts.update(model=source, data=data, test_images=len(test), calibration_images=calibration_images)
 
     def report(rows: List[Row]) -> None:
         print(_line(rows[-1]), flush=True)
         with atomic_path(output / "accuracy.md") as path:
-            path.write_text(head + "".join(_line(row) + "\n" for row in rows))
+            path.write_text(f"{conditions(facts)}\n\n{head}" + "".join(_line(row) + "\n" for row in rows))
         with atomic_path(output / "accuracy.json") as path:
             path.write_text(json.dumps({**facts, "rows": [row._asdict() for row in rows]}, indent=1) + "\n")
 

@@ -32,12 +32,13 @@ from ..deploy.formats import (
 )
 from ..deploy.normalize import BORDERS, fold_normalization
 from ..deploy.quantize import quantize_onnx, quantize_openvino
-from ..extras import require
+from ..extras import require, require_all
 from ..files import atomic_path, require_writable
 from ..measure.forms import settle_norms
 from ..measure.size import count
 from ..measure.timing import Measurement, measure
 from .backends import compiled, eager, pin_threads
+from .report import conditions, record
 
 __all__ = ["CONTESTANTS", "Result", "operators", "run"]
 
@@ -59,6 +60,13 @@ CONTESTANTS = {
 }
 EAGER = (("train",), ("deploy",))
 FLOAT, INT8 = ("onnx", "openvino"), ("onnx_int8", "openvino_int8", "openvino_qdq")
+_NEEDED_BY = {  # packages
+    "onnx": (*FLOAT, "openvino_bf16", *INT8),
+    "onnxruntime": ("onnx", "onnx_int8", "openvino_qdq"),
+    "openvino": ("openvino", "openvino_bf16", "openvino_int8", "openvino_qdq"),
+    "nncf": ("openvino_int8",),
+    "torchao": ("pt2e",),
+}
 
 
 class Result(NamedTuple):
@@ -105,17 +113,23 @@ def _pt2e(model: nn.Module, x: Tensor) -> Callable[[], object]:
         return compiled(convert_pt2e(prepared), x)
 
 
-def _write(deployed: nn.Module, x: Tensor, folder: Path) -> Dict[str, Path]:
-    """The float and INT8 artefacts of a model, by contestant; ranges do not matter for the time."""
+def _write(deployed: nn.Module, x: Tensor, folder: Path, skip: Sequence[str] = ()) -> Dict[str, Path]:
+    """The float and INT8 artefacts of a model, by contestant but ``skip``; ranges do not matter for the time."""
+    wanted = {*FLOAT, "openvino_bf16", *INT8} - set(skip)
+    if "openvino_bf16" in wanted and not openvino_has_bfloat16():
+        wanted.remove("openvino_bf16")
     paths = {name: folder / f"{name}{'.xml' if name.startswith('openvino') else '.onnx'}" for name in (*FLOAT, *INT8)}
     images = np.random.default_rng(0).standard_normal((8, *x.shape[1:]), dtype=np.float32)
-    to_onnx(deployed, x, paths["onnx"])
-    to_openvino(deployed, x, paths["openvino"])
-    quantize_onnx(paths["onnx"], paths["onnx_int8"], images)
-    quantize_openvino(paths["openvino"], paths["openvino_int8"], images)
-    if openvino_has_bfloat16():
-        paths["openvino_bf16"] = paths["openvino"]
-    return {**paths, "openvino_qdq": paths["onnx_int8"]}
+    if wanted & {"onnx", "onnx_int8", "openvino_qdq"}:
+        to_onnx(deployed, x, paths["onnx"])
+    if wanted & {"openvino", "openvino_bf16", "openvino_int8"}:
+        to_openvino(deployed, x, paths["openvino"])
+    if wanted & {"onnx_int8", "openvino_qdq"}:
+        quantize_onnx(paths["onnx"], paths["onnx_int8"], images)
+    if "openvino_int8" in wanted:
+        quantize_openvino(paths["openvino"], paths["openvino_int8"], images)
+    paths |= {"openvino_bf16": paths["openvino"], "openvino_qdq": paths["onnx_int8"]}
+    return {name: path for name, path in paths.items() if name in wanted}
 
 
 def _options(contestant: str) -> Options:
@@ -146,7 +160,7 @@ def compare(name: str, threads: int, rounds: int, skip: Sequence[str] = ()) -> T
     left8, right8 = torch.randint(-127, 128, (2, GEMM, GEMM), dtype=torch.int8)
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        paths = _write(deployed, x, Path(scratch))
+        paths = _write(deployed, x, Path(scratch), skip)
         contestants: Dict[str, Callable[[], object]] = {
             "train": eager(model, x),
             "deploy": eager(deployed, x),
@@ -161,7 +175,7 @@ def compare(name: str, threads: int, rounds: int, skip: Sequence[str] = ()) -> T
             contestants["pt2e"] = _pt2e(deployed, x)
         contestants = {key: contestant for key, contestant in contestants.items() if key not in skip}
         result = Result(name, threads, count(deployed, input_size).macs, measure(contestants, rounds))
-        by_operator = {key: operators(path, key, threads, x.numpy()) for key, path in paths.items() if key not in skip}
+        by_operator = {key: operators(path, key, threads, x.numpy()) for key, path in paths.items()}
     return result, by_operator
 
 
@@ -209,7 +223,7 @@ def _summed(shortest: Dict[str, Tuple[str, float]]) -> Dict[str, float]:
     return dict(sorted(total.items(), key=lambda item: -item[1]))
 
 
-def compare_borders(name: str, rounds: int, threads: int = 1) -> Measurement:
+def compare_borders(name: str, rounds: int, skip: Sequence[str] = (), threads: int = 1) -> Measurement:
     """Time the ways to fold normalisation into the stem, float32 and INT8, against normalised input."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -227,7 +241,7 @@ def compare_borders(name: str, rounds: int, threads: int = 1) -> Measurement:
                 variant, x = fold_normalization(deployed, mean, std, 255, border, size[1:]), pixels * 255
             folder = Path(scratch) / str(border)
             folder.mkdir()
-            paths = _write(variant.requires_grad_(False), x, folder)
+            paths = _write(variant.requires_grad_(False), x, folder, skip)
             for key, path in paths.items():
                 contestants[f"{key}, {border or 'normalised before'}"] = _runner(key, path, threads, x)
         return measure(contestants, rounds)
@@ -289,6 +303,7 @@ def run(
     rounds: int = 30,
     skip: Sequence[str] = (),
     borders: bool = True,
+    command: str = "",
 ) -> List[Result]:
     """Measure all widths and write ``speed.md`` and ``speed.json`` to the folder ``output``, anew after each width.
 
@@ -299,22 +314,32 @@ def run(
         rounds: timed calls of each contestant.
         skip: contestants to leave out, keys of :data:`CONTESTANTS`.
         borders: measure the ways to fold normalisation as well.
+        command: what the user typed, for the record.
+
+    Raises:
+        ImportError: what a contestant needs is not installed.
+        OSError: nothing can be written to ``output``.
     """
+    wanted = set(CONTESTANTS) - set(skip)
+    needed = [package for package, contestants in _NEEDED_BY.items() if wanted & set(contestants)]
+    require_all(needed, "rdpnet bench int8-speed", "bench")
     require_writable(output)
+    facts: Dict[str, Any] = {**record(command), "rounds": rounds}
     results: List[Result] = []
     profiles: List[Tuple[str, Dict[str, Dict[str, float]]]] = []
     folding: Dict[str, Any] = {}
 
     def save() -> None:
-        text = _report(results, profiles)
+        text = f"{conditions(facts)}\n\n{_report(results, profiles)}"
         if folding:
             text += "\n## Normalisation inside the artefact, rdpnet_100, one thread, shortest time in ms\n\n"
             text += "\n".join(f"- {name}: {value:.2f}" for name, value in folding.items()) + "\n"
-        facts = [dict(r._asdict(), measurement=r.measurement.to_dict()) for r in results]
+        measured = [dict(r._asdict(), measurement=r.measurement.to_dict()) for r in results]
         with atomic_path(output / "speed.md") as path:
             path.write_text(text)
+        whole = {**facts, "results": measured, "operators": profiles, "borders": folding}
         with atomic_path(output / "speed.json") as path:
-            path.write_text(json.dumps({"results": facts, "operators": profiles, "borders": folding}, indent=1) + "\n")
+            path.write_text(json.dumps(whole, indent=1) + "\n")
 
     for count_ in threads or available_threads():
         for width in widths:
@@ -324,8 +349,8 @@ def run(
             save()
             times = ", ".join(f"{key} {result.measurement.minimum(key):.2f}" for key in result.measurement.samples)
             print(f"{result.model}, {count_} threads: {times}", flush=True)
-    if borders:
-        timed = compare_borders("rdpnet_100", rounds)
+    if borders and wanted & {*FLOAT, *INT8}:
+        timed = compare_borders("rdpnet_100", rounds, skip)
         folding.update({name: timed.minimum(name) for name in timed.samples})
         save()
     return results

@@ -7,13 +7,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Sequence
+from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
 from ..deploy.formats import openvino_model
 from ..measure.machine import cpu_flags
 from .backends import Form, onnx_of, openvino_options
 
-__all__ = ["CLASSES", "CpuClass", "kernels", "require_class", "run_classes", "runnable"]
+__all__ = ["CLASSES", "CpuClass", "keep_kernels", "kernels", "require_class", "run_classes", "runnable"]
 
 _FAMILIES = ("avx2", "avx512", "amx")  # as the names of kernels say them; VNNI they do not say
 
@@ -59,6 +59,8 @@ def runnable(names: Sequence[str]) -> List[str]:
 def run_classes(names: Sequence[str], arguments: Sequence[str], output: Path) -> None:
     """Run ``rdpnet bench`` once for each class, in a process of its own, into a folder of ``output`` of that name.
 
+    A run that fails, as one in a precision that its class has not, leaves the others theirs.
+
     Args:
         names: of :data:`CLASSES`.
         arguments: those of ``rdpnet bench`` but ``-o``, ``--backend`` and ``--isa``.
@@ -67,13 +69,16 @@ def run_classes(names: Sequence[str], arguments: Sequence[str], output: Path) ->
     Raises:
         RuntimeError: a run failed; what it said stands on the screen.
     """
+    failed = []
     for name in runnable(names):
         command = [sys.executable, "-m", "rdpnet_timm.cli", "bench", *arguments]
         command += ["--backend", "openvino", "-o", str(output / name)]
         environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": CLASSES[name].onednn}
         print(f"{name}:", flush=True)
         if code := subprocess.run(command, env=environment).returncode:
-            raise RuntimeError(f"the run held to {name} ended with status {code}, see above")
+            failed.append(f"the run held to {name} ended with status {code}")
+    if failed:
+        raise RuntimeError(f"{', '.join(failed)}: see above")
 
 
 def kernels(form: Form, precision: str) -> List[str]:
@@ -82,6 +87,21 @@ def kernels(form: Form, precision: str) -> List[str]:
     request = openvino_model(onnx_of(form, precision), 1, settings).create_infer_request()
     request.infer({0: form.x.numpy()})
     return sorted({node.exec_type for node in request.profiling_info if "Convolution" in node.node_type})
+
+
+def keep_kernels(result: Dict[str, Any], comparison: str, form: Form, pairs: Sequence[Tuple[str, str]]) -> None:
+    """Where OpenVINO is held to a class, check its kernels as :func:`require_class` and keep them in the result.
+
+    Args:
+        result: of :mod:`.report`; gets the names by comparison and precision.
+        comparison: what is about to be measured.
+        form: a network of it.
+        pairs: backend and precision; only OpenVINO's obey a limit.
+    """
+    limit = result["machine"]["isa_limit"]
+    precisions = [precision for backend, precision in pairs if backend == "openvino"]
+    if limit and precisions:
+        result.setdefault("kernels", {})[comparison] = require_class(limit, form, precisions)
 
 
 def require_class(limit: str, form: Form, precisions: Sequence[str]) -> Dict[str, List[str]]:
@@ -96,7 +116,7 @@ def require_class(limit: str, form: Form, precisions: Sequence[str]) -> Dict[str
         RuntimeError: a kernel is of a class above, or none is of the class itself.
     """
     found = {precision: kernels(form, precision) for precision in precisions}
-    family = next((each.family for each in CLASSES.values() if each.onednn == limit), None)
+    family = next((each.family for each in CLASSES.values() if each.onednn == limit.upper()), None)
     if family is None:  # a limit that the user has set without --isa
         return found
     names = [name for each in found.values() for name in each]

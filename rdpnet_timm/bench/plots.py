@@ -8,7 +8,7 @@ from typing import Any, Dict, List, Mapping, Sequence, Tuple
 import numpy as np
 
 from ..files import atomic_path
-from .report import Result, best, is_wrong, rows
+from .report import Result, best, comparable, is_wrong, rows
 from .tables import DEPLOY, TABLES
 
 __all__ = ["draw", "pareto_front"]
@@ -57,7 +57,7 @@ def _best_by_precision(lines: Sequence[Row]) -> List[Dict[str, Any]]:
     panels = {"each in its best precision": precisions} if len(precisions) > 1 else {}
     panels |= {f"{precision}, fastest runtime": [precision] for precision in precisions}
     groups: Dict[Any, List[Row]] = {}
-    for row in lines:
+    for row in comparable(lines):
         for panel, allowed in panels.items():
             if row["precision"] in allowed and not is_wrong(row):
                 key = (panel, row["comparison"], row["threads"], row["network"])

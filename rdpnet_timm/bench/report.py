@@ -8,18 +8,20 @@ import csv
 import io
 import json
 from dataclasses import replace
+from datetime import datetime, timezone
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from ..files import atomic_path
-from ..measure.timing import Interrupted, Measurement, measure
-from .backends import NOISY_DB, WRONG_DB
+from ..measure.machine import describe
+from ..measure.timing import MIN_ROUNDS, Interrupted, Measurement, measure
+from .backends import NOISY_DB, RUNTIMES, WRONG_DB
 from .tables import DEPLOY, TABLES, Entry
 
 __all__ = [
-    "Result", "Start", "best", "describe_run", "entry_facts", "is_wrong", "markdown", "measure_run", "measure_runs",
-    "rows", "write",
+    "Result", "Start", "best", "comparable", "conditions", "describe_run", "entry_facts", "is_wrong", "markdown",
+    "measure_run", "measure_runs", "record", "rows", "write",
 ]  # fmt: skip
 
 Result = Dict[str, Any]
@@ -30,7 +32,7 @@ Start = Callable[[str, int, int], Callable[[int, int], None]]
 def measure_run(
     result: Result, functions: Mapping[str, Callable[[], object]], progress: Callable[[int, int], object], **facts: Any
 ) -> None:
-    """Time ``functions`` and append the run to the result, what an interruption leaves of it as well.
+    """Time ``functions`` and append the run to the result; an interrupted one too, if a round of it was complete.
 
     Args:
         result: gets the run; says how many rounds.
@@ -82,8 +84,9 @@ def measure_runs(
 
 
 def _append(result: Result, measurement: Measurement, facts: Dict[str, Any]) -> None:
-    pairs = combinations(measurement.samples, 2) if all(measurement.samples.values()) else ()
-    ratios = [{"of": a, "to": b, **measurement.ratio(a, b)._asdict()} for a, b in pairs]
+    if not any(measurement.samples.values()):  # interrupted before the first round was complete
+        return
+    ratios = [{"of": a, "to": b, **measurement.ratio(a, b)._asdict()} for a, b in combinations(measurement.samples, 2)]
     result["runs"].append({**facts, "measurement": measurement.to_dict(), "ratios": ratios})
 
 
@@ -106,8 +109,6 @@ def rows(result: Result) -> Iterator[Dict[str, Any]]:
     for run in result["runs"]:
         measurement = Measurement.from_dict(run["measurement"])
         reference = run["reference"]
-        if not measurement.samples[reference]:
-            continue
         for key, contestant in run["contestants"].items():
             ratio = measurement.ratio(key, reference)
             verdict = "tie" if ratio.is_tie else "slower" if ratio.estimate > 1 else "faster"
@@ -126,8 +127,8 @@ def rows(result: Result) -> Iterator[Dict[str, Any]]:
                 "median_ms": round(measurement.median(key), 4),
                 "min_ms": round(measurement.minimum(key), 4),
                 "ratio": round(ratio.estimate, 4),
-                "ratio_low": round(ratio.low, 4),
-                "ratio_high": round(ratio.high, 4),
+                "ratio_low": None if ratio.low is None else round(ratio.low, 4),
+                "ratio_high": None if ratio.high is None else round(ratio.high, 4),
                 "ratio_of_minima": round(measurement.minimum(key) / measurement.minimum(reference), 4),
                 "verdict": "reference" if key == reference else verdict,
                 "snr_db": contestant.get("snr_db"),
@@ -145,7 +146,7 @@ def markdown(result: Result, details: bool = True, ties: bool = True) -> str:
 
     ``details`` adds a table of every figure, ``ties`` the neighbours in each ranking that cannot be told apart.
     """
-    parts = [f"### {result['title']}", _conditions(result)]
+    parts = [f"### {result['title']}", conditions(result)]
     if result["quick"]:
         parts.append("**A quick run, to see that everything works: its times are not to be quoted.**")
     if not result["complete"]:
@@ -166,7 +167,7 @@ def markdown(result: Result, details: bool = True, ties: bool = True) -> str:
     what = "Images per second" if result["table"] == "throughput" else "Times are medians in ms"
     parts.append(
         f"{what}; the factor is the time over that of {over}, above 1 being slower; *tie*: the 95 % "
-        "interval of the factor holds 1."
+        f"interval of the factor holds 1, or there is none for want of {MIN_ROUNDS} rounds."
         + _precision_note(result)
         + ("" if sweeps else f" Parameters and MACs are those of the {last_form} form.")
     )
@@ -182,7 +183,7 @@ def _precision_note(result: Result) -> str:
     if len({run.get("precision") or "float32" for run in result["runs"]}) < 2:
         return ""
     return (
-        " *best* is the shortest time of all, or the most images per second, and says which runtime and precision it "
+        " *best* is a runtime's shortest time, or most images per second, and says which runtime and precision it "
         f"was; all took turns in one run.{_int8_note(result)} A figure in "
         f"dB, given below {NOISY_DB:.0f}, is the signal-to-noise ratio against the float output on other images, of "
         "random weights; **wrong** marks an output no larger than its error, whose time never counts as the best."
@@ -201,14 +202,21 @@ def _int8_note(result: Result) -> str:
     return f" The INT8 quantiser is {named}, the same for every network; ranges are from the same images."
 
 
-def _conditions(result: Result) -> str:
+def record(command: str) -> Result:
+    """What a result begins with: the command, the date, the machine with its versions."""
+    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return {"command": command, "date": date, "machine": describe()}
+
+
+def conditions(result: Result) -> str:
+    """When, on what and by which command a result, as :func:`record` begins it, was measured, in a line."""
     machine = result["machine"]
+    rounds = f"; {result['rounds']} rounds" if "rounds" in result else ""
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items() if number[0].isdigit())
     held = f", OpenVINO held to {machine['isa_limit']}" if machine.get("isa_limit") else ""
     return (
         f"{result['date'][:10]}, {machine['cpu']}, {machine['cores']} cores, {machine['capability']}{held}"
-        f"{', ' + machine['gpu'] if machine['gpu'] else ''}; {versions}; {result['rounds']} rounds; "
-        f"`{result['command']}`"
+        f"{', ' + machine['gpu'] if machine['gpu'] else ''}; {versions}{rounds}; `{result['command']}`"
     )
 
 
@@ -242,14 +250,20 @@ def _summary(result: Result, group: Sequence[Mapping[str, Any]]) -> str:
         for column, heading in columns.items():
             line[heading] = _cell(cells.get((network, *column)), throughput)
         if has_many_precisions:
-            line["best"] = _best_cell(best(own, "median_ms" if throughput else "min_ms"), throughput)
+            ranked = [row for row in comparable(group) if row["network"] == network]
+            line["best"] = _best_cell(best(ranked, "median_ms" if throughput else "min_ms"), throughput)
         lines.append(line)
     return _table(lines[0], lines)
 
 
 def is_wrong(row: Mapping[str, Any]) -> bool:
     """Whether a row's output has so little to do with the float one that its time is worth nothing."""
-    return row.get("snr_db") is not None and row["snr_db"] < WRONG_DB
+    return row.get("snr_db") is not None and not row["snr_db"] >= WRONG_DB  # NaN, as older results have it, is wrong
+
+
+def comparable(rows: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """The rows of the runtimes, where there are any: eager and compiled networks did not take turns with them."""
+    return [row for row in rows if row["backend"] in RUNTIMES] or rows
 
 
 def best(rows: Sequence[Mapping[str, Any]], by: str = "min_ms") -> Optional[Mapping[str, Any]]:
@@ -327,7 +341,7 @@ def _warnings(result: Result, ties: bool) -> List[str]:
         if measurement.is_noisy:
             noisy.append(where)
             load = max(load, measurement.load_before or 0, measurement.load_after or 0)
-        if ties and any(measurement.samples.values()):
+        if ties and measurement.has_intervals:
             pairs = "; ".join(f"{a} and {b}" for a, b in measurement.ties())
             lines += [f"- {where}: too noisy to rank (tie): {pairs}"] if pairs else []
         lines += [f"- {where}: {key} could not be measured: {reason}" for key, reason in run["failures"].items()]

@@ -1,8 +1,8 @@
 """Measure tables: build the contestants, let them take turns, write what comes out after every run."""
 
+import json
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
@@ -12,14 +12,14 @@ import torch
 from ..extras import is_installed, require_all
 from ..files import require_writable
 from ..measure.forms import settle_norms
-from ..measure.machine import describe, require_threads
+from ..measure.machine import require_threads
 from ..measure.size import count, count_macs
 from . import backends as runtimes
 from . import isa
-from .report import Result, Start, entry_facts, markdown, measure_runs, write
+from .report import Result, Start, entry_facts, markdown, measure_runs, record, write
 from .tables import DEPLOY, TABLES, Comparison, Entry, Table
-from .throughput import THROUGHPUT_NOTE, THROUGHPUT_TITLE, measure_throughput
-from .training import SETTINGS, TRAINING_NOTE, TRAINING_TITLE, Setting, measure_training
+from .throughput import THROUGHPUT_NOTE, THROUGHPUT_TITLE, Pair, measure_throughput, streaming
+from .training import SETTINGS, TRAINING_NOTE, TRAINING_TITLE, Setting, measure_training, require_training
 
 __all__ = ["BACKENDS", "NAMES", "run"]
 
@@ -45,7 +45,7 @@ def run(
     """Measure the tables ``names`` and write ``TABLE.md``, ``.csv``, ``.json`` and, where there is one, ``.png``.
 
     Args:
-        names: of :data:`NAMES`.
+        names: of :data:`NAMES`, or 'all' for all that can be measured; the others are named on the screen.
         output: folder for the files; made where it is missing.
         backends: what runs the networks, of :data:`.backends.BACKENDS`.
         threads: numbers of threads, each measured on its own.
@@ -56,18 +56,17 @@ def run(
         settings: what the table of training holds, see :func:`.training.select`.
 
     Raises:
-        ValueError: an unknown table, backend or precision, no rounds or no threads.
+        ValueError: an unknown table, backend or precision, no rounds or no threads, or a table that has none of them.
         ImportError: something is needed that is not installed.
-        OSError: nothing can be written to ``output``.
+        OSError: nothing can be written to ``output``, or a complete result is there, which is never replaced.
         KeyboardInterrupt: on Ctrl-C, after the complete rounds have been written.
     """
-    _check(names, backends, threads, rounds)
-    pairs = runtimes.available(backends, precisions)
+    tables, pairs = _plan(names, output, backends, threads, rounds, precisions)
     require_writable(output)
     from . import plots
 
     written = []
-    for name in dict.fromkeys(names):
+    for name in tables:
         title, note = _OTHERS[name] if name in _OTHERS else (TABLES[name].title, TABLES[name].note)
         result: Result = {
             "table": name,
@@ -76,9 +75,7 @@ def run(
             "complete": False,
             "quick": quick,
             "rounds": QUICK_ROUNDS if quick else rounds,
-            "command": command,
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "machine": describe(),
+            **record(command),
             "runs": [],
         }
         save = partial(write, result, output)
@@ -92,8 +89,8 @@ def run(
                     _measure_table(TABLES[name], result, pairs, threads, start, save)
             result["complete"] = True
         except KeyboardInterrupt:
-            kept = sum(any(run["measurement"]["samples"].values()) for run in result["runs"])
-            print(f"interrupted: {kept} runs of {name} were measured, wholly or in part, and are kept in {output}")
+            kept = f"{len(result['runs'])} runs of {name} were measured, wholly or in part, and are kept in {output}"
+            print("interrupted:", kept if result["runs"] else f"no round of {name} was complete, nothing of it is kept")
             raise
         finally:
             if result["runs"]:
@@ -102,15 +99,62 @@ def run(
     return written
 
 
-def _check(names: Sequence[str], backends: Sequence[str], threads: Sequence[int], rounds: int) -> None:
+def _plan(
+    names: Sequence[str],
+    output: Path,
+    backends: Sequence[str],
+    threads: Sequence[int],
+    rounds: int,
+    precisions: Sequence[str],
+) -> Tuple[List[str], List[Pair]]:
+    """The tables to measure, and the pairs of backend and precision; what is wrong with them is said before the first.
+
+    Raises:
+        ImportError, OSError, ValueError: as :func:`run`.
+    """
     for name in names:
-        if name not in NAMES:
+        if name not in (*NAMES, "all"):
             raise ValueError(f"there is no table '{name}'; choose from {', '.join(NAMES)} or all")
     if rounds < 1:
         raise ValueError(f"--rounds must be 1 or more, got {rounds}")
     require_threads(*threads)
-    runtimes.require(backends)
+    tables = list(dict.fromkeys(NAMES if "all" in names else names))
+    pairs: List[Pair] = []
+    if tables != ["training"]:  # which runs on PyTorch alone
+        runtimes.require(backends, threads)
+        pairs = runtimes.available(backends, precisions)
     require_all(("matplotlib", "psutil", "rich"), "rdpnet bench", "bench")
+    measurable = []
+    for name in tables:
+        try:
+            _require_table(name, output, pairs, precisions)
+            measurable.append(name)
+        except (ImportError, OSError, ValueError) as error:
+            if "all" not in names:
+                raise
+            print(f"{name} is left out: {error}", flush=True)
+    if not measurable:
+        raise ValueError("there is nothing to measure, all tables are left out")
+    return measurable, pairs
+
+
+def _require_table(name: str, output: Path, pairs: Sequence[Pair], precisions: Sequence[str]) -> None:
+    if name == "training":
+        require_training(precisions)
+    elif name == "throughput":
+        streaming(pairs)
+    path = output / f"{name}.json"
+    if _is_complete(path):
+        raise FileExistsError(f"'{path}' is a complete result: choose another folder, or move it away")
+
+
+def _is_complete(path: Path) -> bool:
+    """Whether a result is there that was measured to its end, in all its rounds."""
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        return result["complete"] and not result["quick"]
+    except (OSError, LookupError, TypeError, ValueError):  # none, or what is left of one
+        return False
 
 
 @contextmanager
@@ -190,8 +234,7 @@ def _measure_table(
                         contestants=facts,
                         failures=failures,
                     )
-                if limit := result["machine"]["isa_limit"]:
-                    result["kernels"] = isa.require_class(limit, contestants[reference].form, [p for _, p in group])
+                isa.keep_kernels(result, comparison.title, contestants[reference].form, group)
                 measure_runs(result, functions, turn, runs, primed=not is_whole)
                 save()
 

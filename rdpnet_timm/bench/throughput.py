@@ -10,11 +10,11 @@ from ..deploy.formats import openvino_model
 from ..measure import machine
 from ..measure.forms import deploy_form, settle_norms
 from ..measure.size import count
-from . import backends
+from . import backends, isa
 from .report import Result, Start, entry_facts, measure_runs
 from .tables import DEPLOY, TABLES
 
-__all__ = ["THROUGHPUT_NOTE", "THROUGHPUT_TITLE", "measure_throughput"]
+__all__ = ["THROUGHPUT_NOTE", "THROUGHPUT_TITLE", "measure_throughput", "streaming"]
 
 BATCH = 8
 THROUGHPUT_TITLE = "Throughput: images per second on all cores, 224x224"
@@ -25,15 +25,25 @@ THROUGHPUT_NOTE = (
 Pair = Tuple[str, str]
 
 
-def measure_throughput(result: Result, pairs: Sequence[Pair], start: Start, save: Callable[[], Any]) -> None:
-    """Measure the networks of Table 5 on ONNX Runtime and OpenVINO, in each precision.
+def streaming(pairs: Sequence[Pair]) -> List[Pair]:
+    """Those of ``pairs`` whose backend can be measured so: ONNX Runtime's and OpenVINO's.
 
     Raises:
-        ValueError: neither of the two is among the backends.
+        ValueError: neither of the two is among them.
     """
-    pairs = [pair for pair in pairs if pair[0] in ("onnxruntime", "openvino")]
-    if not pairs:
+    found = [pair for pair in pairs if pair[0] in ("onnxruntime", "openvino")]
+    if not found:
         raise ValueError("throughput is measured on onnxruntime and openvino: name one of them with --backend")
+    return found
+
+
+def measure_throughput(result: Result, pairs: Sequence[Pair], start: Start, save: Callable[[], Any]) -> None:
+    """Measure the networks of Table 5 on ONNX Runtime and OpenVINO, in each precision; ``pairs`` as :func:`streaming`.
+
+    Raises:
+        ValueError: as :func:`streaming`.
+    """
+    pairs = streaming(pairs)
     entries = {entry.name: entry for comparison in TABLES["table5"].comparisons for entry in comparison.entries}
     chosen = ["MobileNetV2-0.5x", "RDPNet-0.75x"] if result["quick"] else list(entries)
     reference = "RDPNet-0.75x" if result["quick"] else "RDPNet-1.25x"
@@ -69,6 +79,7 @@ def measure_throughput(result: Result, pairs: Sequence[Pair], start: Start, save
                 },
                 failures={},
             )
+        isa.keep_kernels(result, mode, forms[f"{reference}, {DEPLOY}"], pairs)
         measure_runs(result, functions, turn, runs)
         save()
 

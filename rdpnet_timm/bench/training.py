@@ -12,6 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from ..allocator import keep_freed_memory
 from ..blocks import SlicedConv2d
+from ..extras import require_all
 from ..measure.machine import has_bfloat16
 from ..measure.size import count
 from ..rdpnet import CIFAR_STRIDES, STRIDES
@@ -20,7 +21,7 @@ from .backends import pin_threads
 from .report import Result, Start, entry_facts, measure_run
 from .tables import CIFAR_SIZE, IMAGENET_SIZE, TRAIN, Entry
 
-__all__ = ["SETTINGS", "Setting", "measure_training", "peak_of_step", "select", "training_step"]
+__all__ = ["SETTINGS", "Setting", "measure_training", "peak_of_step", "require_training", "select", "training_step"]
 
 TRAINING_TITLE = "The cost of training"
 TRAINING_NOTE = (
@@ -72,8 +73,11 @@ def select(
     return found
 
 
-def entries(setting: Setting) -> List[Entry]:
-    """The contestants of a run; MobileOne, the nearest relative with branches, beside the width of its cost."""
+def entries(setting: Setting, device: str = "cpu") -> List[Entry]:
+    """The contestants of a run; MobileOne, the nearest relative with branches, beside the width of its cost.
+
+    On a GPU eager PyTorch has no fused step.
+    """
     is_small = setting.size == CIFAR_SIZE
 
     def rdpnet(**kwargs: Any) -> nn.Module:
@@ -91,7 +95,7 @@ def entries(setting: Setting) -> List[Entry]:
     name = f"RDPNet-{setting.width}x"
     found = [
         Entry(f"{name}, {SINGLE}", lambda: rdpnet(single_branch=True, fused=False), setting.size),
-        Entry(f"{name}, fused", rdpnet, setting.size),
+        *([Entry(f"{name}, fused", rdpnet, setting.size)] if device == "cpu" else []),
         Entry(f"{name}, branch by branch", lambda: rdpnet(fused=False), setting.size),
     ]
     return found + ([Entry("MobileOne-S0", mobileone, setting.size)] if setting.width == 1 else [])
@@ -152,6 +156,21 @@ def _name(precision: torch.dtype) -> str:
     return str(precision).removeprefix("torch.")
 
 
+def require_training(precisions: Sequence[str]) -> None:
+    """Check that training can be measured.
+
+    Raises:
+        ImportError: Numba is missing, without which the fused step is computed branch by branch.
+        ValueError: the CPU multiplies in none of ``precisions``.
+    """
+    require_all(("numba",), "the table training", "bench")
+    names = [_name(each) for each in _precisions("cpu")]
+    if not set(names) & set(precisions):
+        raise ValueError(
+            f"training is measured in {' and '.join(names)} on this CPU, got --precision {' '.join(precisions)}"
+        )
+
+
 def measure_training(
     result: Result,
     threads: Sequence[int],
@@ -163,15 +182,9 @@ def measure_training(
     """Measure ``settings`` on the CPU, with each number of threads, and beside all of them one on a GPU, if any.
 
     Of ``precisions`` are measured those that the device multiplies in. A quick run takes the first setting.
-
-    Raises:
-        ValueError: it multiplies in none of them.
     """
     keep_freed_memory()
     chosen = {device: [each for each in _precisions(device) if _name(each) in precisions] for device in ("cpu", "cuda")}
-    if not chosen["cpu"]:
-        names = " and ".join(map(_name, _precisions("cpu")))
-        raise ValueError(f"training is measured in {names} on this CPU, got --precision {' '.join(precisions)}")
     runs = [("cpu", *run) for run in product(chosen["cpu"], threads, settings[:1] if result["quick"] else settings)]
     if torch.cuda.is_available() and not result["quick"] and settings == SETTINGS:
         runs += [("cuda", *run) for run in product(chosen["cuda"], (1,), GPU_SETTINGS)]
@@ -182,7 +195,7 @@ def measure_training(
         turn = start(f"{title}, {number} threads", len(result["runs"]), len(runs))
         pin_threads(number)
         steps, contestants = {}, {}
-        for entry in entries(setting):
+        for entry in entries(setting, device):
             torch.manual_seed(0)
             model = entry.build()
             facts = entry_facts(entry, TRAIN, *count(model, entry.size))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..extras import require, require_all
-from ..measure.machine import cores
+from ..measure.machine import cores, has_bfloat16
 from . import edge
 from .edge import Options, Runner
 
@@ -265,8 +265,11 @@ def _load_all_openvino(path: Path, threads: int, options: Options) -> Network:
 
 
 def openvino_has_bfloat16() -> bool:
-    """Whether OpenVINO computes in bfloat16 on this CPU when it is asked to."""
-    return "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    """Whether OpenVINO multiplies bfloat16 on this CPU when it is asked to.
+
+    It also offers it where the CPU, or a limit set by ``ONEDNN_MAX_CPU_ISA``, has none: then it is slow, or fails.
+    """
+    return has_bfloat16() and "BF16" in openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def _to_torch_export(model: nn.Module, example: Tensor, path: Path, dynamic_batch: bool = False) -> None:

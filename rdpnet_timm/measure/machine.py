@@ -2,6 +2,7 @@
 
 import os
 import platform
+import subprocess
 import sys
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -15,32 +16,47 @@ __all__ = ["cores", "cpu_flags", "describe", "has_bfloat16", "has_vnni", "memory
 # oneDNN's names of instruction sets without VNNI, and of those with it that do not multiply bfloat16
 BELOW_VNNI = ("SSE41", "AVX", "AVX2", "AVX512_CORE")
 BELOW_BFLOAT16 = ("AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE_VNNI")
+_X86 = ("amd64", "i386", "i686", "x86", "x86_64")  # as systems name it
 # what decides about INT8 and bfloat16, by Linux's flags
 _EXTENSIONS = {"VNNI": {"avx_vnni", "avx512_vnni"}, "BF16": {"avx512_bf16", "bf16"}, "AMX": {"amx_int8"}}
 
 _PACKAGES = (
-    "rdpnet-timm", "torch", "torchvision", "timm", "onnx", "onnxruntime", "openvino", "executorch", "ai-edge-litert",
-    "ncnn", "numpy",
+    "rdpnet-timm", "torch", "torchvision", "timm", "onnx", "onnxruntime", "openvino", "nncf", "torchao", "executorch",
+    "ai-edge-litert", "ncnn", "numpy",
 )  # fmt: skip
 
 
-def _cpu_model() -> str:
+def _cpu_info() -> Dict[str, str]:
+    """What Linux says of the first CPU, by its own names; nothing on another system."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        lines = []
-    models = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(models, platform.processor() or platform.machine())
+        return {}
+    facts: Dict[str, str] = {}
+    for name, colon, value in (line.partition(":") for line in lines):
+        if colon:
+            facts.setdefault(name.strip(), value.strip())
+    return facts
+
+
+def _cpu_model() -> str:
+    info = _cpu_info()
+    if "model name" in info:
+        return info["model name"]
+    if "CPU part" not in info:  # no Linux
+        return platform.processor() or platform.machine()
+    with suppress(OSError, subprocess.SubprocessError):  # an Arm CPU is a number there, which lscpu has a name for
+        shown = subprocess.run(["lscpu"], env={**os.environ, "LC_ALL": "C"}, capture_output=True, text=True, timeout=10)
+        models = (line.partition(":")[2].strip() for line in shown.stdout.splitlines() if line.startswith("Model name"))
+        if model := next((model for model in models if model.strip("-")), None):
+            return model
+    return f"{platform.machine()}, CPU implementer {info.get('CPU implementer')}, part {info['CPU part']}"
 
 
 def cpu_flags() -> FrozenSet[str]:
     """The CPU's instruction sets as Linux names them; none on another system."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return frozenset()
-    flags = (line.split(":", 1)[1].split() for line in lines if line.startswith(("flags", "Features")))
-    return frozenset(next(flags, ()))
+    info = _cpu_info()
+    return frozenset(info.get("flags", info.get("Features", "")).split())
 
 
 def has_bfloat16() -> bool:
@@ -54,10 +70,12 @@ def has_bfloat16() -> bool:
 def has_vnni() -> bool:
     """Whether INT8 products are summed in 32 bits: x86 without VNNI sums pairs in 16, which overflow.
 
-    A limit set by ``ONEDNN_MAX_CPU_ISA`` counts; a CPU that is not x86 has no such pairs.
+    A limit set by ``ONEDNN_MAX_CPU_ISA`` counts; a CPU that is not x86 has no such pairs. Without Linux nobody says
+    what an x86 has: then it has none.
     """
-    flags = cpu_flags()
-    return "sse2" not in flags or (bool(flags & {"avx_vnni", "avx512_vnni"}) and not _is_held_to(*BELOW_VNNI))
+    if platform.machine().lower() not in _X86:
+        return True
+    return bool(cpu_flags() & {"avx_vnni", "avx512_vnni"}) and not _is_held_to(*BELOW_VNNI)
 
 
 def _is_held_to(*limits: str) -> bool:
@@ -101,12 +119,12 @@ def require_threads(*threads: int) -> None:
 
 
 def describe() -> Dict[str, Any]:
-    """CPU, cores, instruction sets, GPU if any, system, and versions of what is measured."""
+    """CPU, cores for this process, instruction sets, GPU if any, system, and versions of what is measured."""
     flags = cpu_flags()
     extensions = [name for name, having in _EXTENSIONS.items() if flags & having]
     return {
         "cpu": _cpu_model(),
-        "cores": os.cpu_count(),
+        "cores": cores(),
         "isa_limit": os.environ.get("ONEDNN_MAX_CPU_ISA"),
         "capability": ", ".join([torch.backends.cpu.get_cpu_capability(), *extensions]),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,

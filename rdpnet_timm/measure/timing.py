@@ -14,26 +14,28 @@ from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Tup
 
 import numpy as np
 
-__all__ = ["BUSY_PERCENT", "Interrupted", "Measurement", "Ratio", "cpu_load", "measure"]
+__all__ = ["BUSY_PERCENT", "MIN_ROUNDS", "Interrupted", "Measurement", "Ratio", "cpu_load", "measure"]
 
 BUSY_PERCENT = 10.0  # other programs' share of the machine from which a measurement is called noisy
+MIN_ROUNDS = 6  # of two equals one is ahead in all of five rounds, by chance alone, in more than 5 % of trials
 _RESAMPLES = 2000
 
 
 class Ratio(NamedTuple):
-    """A ratio of two medians and its 95 % bootstrap interval."""
+    """A ratio of two medians and its 95 % bootstrap interval, None with fewer than :data:`MIN_ROUNDS` rounds."""
 
     estimate: float
-    low: float
-    high: float
+    low: Optional[float]
+    high: Optional[float]
 
     @property
     def is_tie(self) -> bool:
-        """Whether the interval holds 1: the measurement cannot tell which of the two is faster."""
-        return self.low <= 1.0 <= self.high
+        """Whether the interval holds 1, or there is none: the measurement cannot tell which of the two is faster."""
+        return self.low is None or self.high is None or self.low <= 1.0 <= self.high
 
     def __str__(self) -> str:
-        return f"{self.estimate:.2f} [{self.low:.2f}, {self.high:.2f}]"
+        interval = "too few rounds" if self.low is None else f"{self.low:.2f}, {self.high:.2f}"
+        return f"{self.estimate:.2f} [{interval}]"
 
 
 @dataclass
@@ -62,6 +64,11 @@ class Measurement:
         """Whether other programs kept the machine busy before or after the run."""
         return max(self.load_before or 0.0, self.load_after or 0.0) > BUSY_PERCENT
 
+    @property
+    def has_intervals(self) -> bool:
+        """Whether there are enough rounds to say how certain a ratio is."""
+        return min(map(len, self.samples.values())) >= MIN_ROUNDS
+
     def median(self, name: str) -> float:
         """Median time in ms."""
         return float(np.median(self.samples[name]))
@@ -75,8 +82,11 @@ class Measurement:
 
         Rounds are resampled, not times: what disturbed both in the same round cancels.
         """
+        estimate = self.median(a) / self.median(b)
+        if not self.has_intervals:
+            return Ratio(estimate, None, None)
         low, high = np.quantile(self._resampled(a) / self._resampled(b), (0.025, 0.975))
-        return Ratio(self.median(a) / self.median(b), float(low), float(high))
+        return Ratio(estimate, float(low), float(high))
 
     def ties(self) -> List[Tuple[str, str]]:
         """Neighbours in the ranking by median, faster first, which this measurement cannot tell apart."""
@@ -86,8 +96,9 @@ class Measurement:
     def to_dict(self) -> Dict[str, Any]:
         """Everything measured, for JSON: the raw samples, and by contestant the median and minimum."""
         plain = {name: value for name, value in asdict(self).items() if not name.startswith("_")}
-        summary = {name: {"median": self.median(name), "minimum": self.minimum(name)} for name in self.samples}
-        return {**plain, "summary": summary} if self._draws.size else plain
+        measured = [name for name, times in self.samples.items() if times]  # none before the first round is complete
+        summary = {name: {"median": self.median(name), "minimum": self.minimum(name)} for name in measured}
+        return {**plain, "summary": summary} if summary else plain
 
     @classmethod
     def from_dict(cls, state: Mapping[str, Any]) -> "Measurement":
@@ -97,7 +108,7 @@ class Measurement:
     @cached_property
     def _draws(self) -> np.ndarray:
         count = min(map(len, self.samples.values()))
-        return np.random.default_rng(self.seed).integers(count, size=(_RESAMPLES, count)) if count else np.empty((0, 0))
+        return np.random.default_rng(self.seed).integers(count, size=(_RESAMPLES, count))
 
     def _resampled(self, name: str) -> np.ndarray:
         if name not in self._medians:
