@@ -377,6 +377,24 @@ def test_kernels_are_of_the_class_they_are_held_to_or_the_run_fails(limit, preci
             isa.require_class(limit, None, [precision])
 
 
+@pytest.mark.parametrize(
+    ("flags", "limit", "crashes"),
+    [("avx2 avx512f", "avx2", True), ("avx2 avx512f", "AVX2_VNNI", True), ("avx2", "AVX2", False)]
+    + [("avx2 avx512f", limit, False) for limit in ("AVX512_CORE_VNNI", None)],
+)
+def test_openvino_crashes_where_avx512_is_held_to_avx2(flags, limit, crashes, monkeypatch):
+    monkeypatch.setattr(isa, "cpu_flags", lambda: frozenset(flags.split()))
+    assert ("EdgeNeXt-XXS" in isa.crashing(limit)) is crashes
+
+
+def test_a_network_that_openvino_crashes_on_is_left_out_and_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(isa, "crashing", lambda limit: ("identity in PW, shuffle",))
+    run.run(["table8"], tmp_path, ["openvino"], quick=True, precisions=["float32"])
+    result = json.loads((tmp_path / "table8.json").read_text())
+    networks = {each["name"] for one in result["runs"] for each in one["contestants"].values()}
+    assert networks == {"no identity, shuffle (RDPNet)"} and "identity in PW, shuffle" in result["note"]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif("avx2" not in machine.cpu_flags(), reason="needs a CPU with AVX2")
 def test_openvino_held_to_avx2_runs_avx2_kernels(tmp_path, capfd):

@@ -7,15 +7,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from ..deploy.formats import openvino_model
 from ..measure.machine import cpu_flags
 from .backends import Form, onnx_of, openvino_options
 
-__all__ = ["CLASSES", "CpuClass", "keep_kernels", "kernels", "require_class", "run_classes", "runnable"]
+__all__ = ["CLASSES", "CpuClass", "crashing", "keep_kernels", "kernels", "require_class", "run_classes", "runnable"]
 
 _FAMILIES = ("avx2", "avx512", "amx")  # as the names of kernels say them; VNNI they do not say
+# end the process by a segmentation fault where a CPU with AVX-512 is held to AVX2 (OpenVINO 2026.4)
+_CRASHING = ("EdgeNeXt-XXS",)
 
 
 class CpuClass(NamedTuple):
@@ -32,6 +34,12 @@ CLASSES = {
     "avx512_vnni": CpuClass("avx512_vnni", "AVX512_CORE_VNNI", "avx512"),
     "amx": CpuClass("amx_int8", "AVX512_CORE_AMX", "amx"),
 }
+
+
+def crashing(limit: Optional[str]) -> Tuple[str, ...]:
+    """Networks that OpenVINO, held to ``limit``, oneDNN's name of a class, cannot run on this CPU without a crash."""
+    family = next((each.family for each in CLASSES.values() if each.onednn == (limit or "").upper()), None)
+    return _CRASHING if family == "avx2" and "avx512f" in cpu_flags() else ()
 
 
 def runnable(names: Sequence[str]) -> List[str]:

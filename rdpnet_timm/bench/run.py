@@ -211,6 +211,10 @@ def _measure_table(
         start(f"{comparison.title}: building", len(result["runs"]), total)
         torch.set_num_threads(max(threads))
         entries = _quick_entries(comparison) if result["quick"] else comparison.entries
+        if crashing := [each for each in entries if each.name in isa.crashing(result["machine"]["isa_limit"])]:
+            entries = [each for each in entries if each not in crashing]
+            names = ", ".join(each.name for each in crashing)
+            result["note"] += f" Left out, since OpenVINO held below AVX-512 crashes on it here: {names}."
         contestants = _build_whole(entries, result["quick"]) if is_whole else _build(table, entries)
         reference = f"{comparison.reference}, {list(table.forms)[-1]}"
         for group in _take_turns(able):
