@@ -510,8 +510,25 @@ def test_a_folder_of_another_run_is_refused(uninterrupted, tmp_path):
     with pytest.raises(ValueError, match="belongs to another run, with test_data"):
         train(Run(MODEL, SHORT, seed=3), (data[0], random_images(count=10, seed=9)), tmp_path)
     (tmp_path / "checkpoint.pt").write_bytes(b"cut off")
-    with pytest.raises(ValueError, match="is not a checkpoint of this run; delete it"):
+    with pytest.raises(ValueError, match="is not a checkpoint of this run .*; name another .* or move it away"):
         train(Run(MODEL, SHORT, seed=3), data, tmp_path)
+
+
+def test_a_checkpoint_that_cannot_be_read_is_not_to_be_thrown_away(uninterrupted, tmp_path):
+    data, _ = uninterrupted
+    (tmp_path / "checkpoint.pt").mkdir()
+    with pytest.raises(OSError, match="cannot read the checkpoint '.*checkpoint.pt'.*once it can be read") as raised:
+        train(Run(MODEL, SHORT, seed=3), data, tmp_path)
+    assert "delete" not in str(raised.value) and "move it away" not in str(raised.value)
+
+
+@pytest.mark.parametrize("kept", ["weights.safetensors", "weights.json"])
+def test_the_result_of_a_run_whose_checkpoint_is_gone_is_not_overwritten(uninterrupted, tmp_path, kept):
+    data, _ = uninterrupted
+    (tmp_path / kept).write_bytes(b"of a finished run")
+    with pytest.raises(ValueError, match=f"holds {kept} of a finished run, whose checkpoint.pt is gone"):
+        train(Run(MODEL, SHORT, seed=3), data, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {kept}
 
 
 def rewritten(path, change):

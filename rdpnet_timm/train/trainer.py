@@ -236,9 +236,9 @@ def train(
         report: called after every step with its number, their total and, after an epoch, its record.
 
     Raises:
-        ValueError: ``output`` holds another run (of another recipe, other data, another precision) or a broken one;
-            there are no images; the recipe's crops do not fit the images.
-        OSError: ``output`` cannot be written.
+        ValueError: ``output`` holds another run (of another recipe, other data, another precision), a broken one, or
+            weights whose checkpoint is gone; there are no images; the recipe's crops do not fit the images.
+        OSError: ``output`` cannot be written, or the checkpoint in it not be read.
         SystemExit: with status 143 or 130, after a signal.
         FloatingPointError: the loss or the weights are not finite; the last good checkpoint is kept.
     """
@@ -567,6 +567,7 @@ class _Checkpoint:
     def load(self) -> Tuple[int, List[Dict[str, float]], _Begun]:
         """The step to go on from, the records up to there, and what there is of the next one."""
         if not self.path.exists():
+            self._require_unfinished()
             return 0, [], _Begun()
         try:
             content = torch.load(self.path, map_location="cpu", weights_only=True)
@@ -578,10 +579,25 @@ class _Checkpoint:
                     raise ValueError(f"'{self.path}' is of a run that has diverged, {broken}; delete it to start anew")
                 part.load_state_dict(content[name])
             return step, history, _Begun(**content["begun"])
-        except (AttributeError, EOFError, KeyError, OSError, RuntimeError, TypeError, pickle.UnpicklingError) as error:
-            raise ValueError(
-                f"'{self.path}' is not a checkpoint of this run; delete it to start anew ({type(error).__name__})"
+        except OSError as error:  # of what cannot be read nobody knows that it is to be thrown away
+            raise OSError(
+                f"cannot read the checkpoint '{self.path}' ({error.strerror or error}): the run goes on from it once it "
+                "can be read; to start anew, name another output folder"
             ) from error
+        except (AttributeError, EOFError, KeyError, RuntimeError, TypeError, pickle.UnpicklingError) as error:
+            raise ValueError(
+                f"'{self.path}' is not a checkpoint of this run ({type(error).__name__}); name another output folder, "
+                "or move it away to start anew"
+            ) from error
+
+    def _require_unfinished(self) -> None:
+        """Refuse a folder that holds the result of a run and no checkpoint to tell whether it is of this one."""
+        kept = [name for name in ("weights.safetensors", "weights.json") if (self.path.parent / name).exists()]
+        if kept:
+            raise ValueError(
+                f"'{self.path.parent}' holds {' and '.join(kept)} of a finished run, whose {self.path.name} is gone, "
+                "and they would be overwritten: name another output folder, or move them away to train anew"
+            )
 
     def _check(self, found: Dict[str, Any], step: int, begun: Any) -> None:
         found = {"weights": "", **found}  # earlier ones did not name them
