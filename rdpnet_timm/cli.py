@@ -339,6 +339,7 @@ def _table(args: argparse.Namespace) -> None:
     from dataclasses import replace
     from pathlib import Path
 
+    from .extras import require_all
     from .train.data import read_data
     from .train.tables import accuracy_column, format_table, networks, run_table
 
@@ -350,6 +351,7 @@ def _table(args: argparse.Namespace) -> None:
     if not args.print:
         if trained.data is None:
             raise ValueError("name the data: rdpnet table NUMBER DATA -o DIR; with --print nothing is run")
+        require_all(("matplotlib", "rich"), "rdpnet table", "train")
         run = replace(_run_of(trained), model=first.model)
         data = read_data(trained.data, run.image_size)
         column = accuracy_column(args.number, args.column, len(data[1].classes))
