@@ -346,7 +346,8 @@ def _table(args: argparse.Namespace) -> None:
     options, trained = _options_of_runs(args)
     if trained.model_args or trained.weights:
         raise ValueError("a table's networks are its own, from the first step: leave out --model-args and --weights")
-    output, column = Path(args.output), accuracy_column(args.number, args.column)
+    output, column = Path(args.output), args.column
+    accuracy_column(args.number, column)  # refuses what is none
     first = next(iter(networks(args.number, args.model).values()))
     if not args.print:
         if trained.data is None:

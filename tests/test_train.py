@@ -826,9 +826,23 @@ def test_runs_of_other_settings_or_data_make_no_table_and_are_not_taken_for_fini
 
 def test_a_card_that_is_none_is_not_taken_for_a_finished_run(tmp_path):
     path = write_card(tmp_path, "RDPNet-0.25x", 0, accuracy_deploy_form=90.0)
-    path.write_text("{}")
-    with pytest.raises(ValueError, match="is not the card of a finished run"):
-        run_table(3, tmp_path, [0], ["digits"], Run(MODEL, RECIPES["digits"]), read_data("digits"))
+    for text in ("{}", '{"model": "rdpnet_', "[]", json.dumps({**card_of("RDPNet-0.25x"), "seed": 0})):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=f"'{path}' is not the card of a finished run .* delete this file"):
+            run_table(3, tmp_path, [0], ["digits"], Run(MODEL, RECIPES["digits"]), read_data("digits"))
+        with pytest.raises(ValueError, match=f"'{path}' is not the card of a finished run .* delete this file"):
+            format_table(3, tmp_path)
+
+
+def test_a_printed_table_stands_beside_the_papers_figures_for_its_data(tmp_path, capsys):
+    row = "RDPNet-0.25x"
+    classes = [str(number) for number in range(100)]
+    write_card(tmp_path, row, **card_of(row, accuracy_deploy_form=60.0, classes=classes))
+    assert main(["table", "3", "-o", str(tmp_path), "--print"]) == 0
+    assert "| CIFAR-100 % | paper |" in (printed := capsys.readouterr().out)
+    assert "| RDPNet-0.25x | 68.4 | 60.00 |  | 1 | -8.40 |" in printed
+    assert main(["table", "3", "-o", str(tmp_path), "--print", "--column", "CIFAR-10 %"]) == 0
+    assert "| RDPNet-0.25x | 89.7 | 60.00 |" in capsys.readouterr().out
 
 
 class Finished:
