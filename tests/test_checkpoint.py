@@ -3,6 +3,7 @@
 import argparse
 import json
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -298,6 +299,14 @@ def test_a_text_file_is_no_checkpoint_and_says_so_in_a_line(text: str, tmp_path:
     (tmp_path / "summary.pth").write_text(text, encoding="latin-1")
     with pytest.raises(ValueError, match=r"summary\.pth' (is not a whole|holds more than)"):
         read_checkpoint(tmp_path / "summary.pth")
+
+
+@pytest.mark.parametrize("told", ["none", "[1]", '["ab"]', "3", '{"num_classes": '])
+def test_model_args_that_are_none_are_named_with_their_file(told: str, tmp_path: Path) -> None:
+    path = tmp_path / "file.safetensors"
+    safetensors.torch.save_file({"weight": torch.zeros(2)}, path, {"model_args": told})
+    with pytest.raises(ValueError, match=rf"file\.safetensors': its entry model_args must be .* {re.escape(repr(told))}"):
+        read_checkpoint(path)
 
 
 class Code:

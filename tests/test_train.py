@@ -24,6 +24,7 @@ from rdpnet_timm.checkpoint import save_model
 from rdpnet_timm.cli import _Settings, main
 from rdpnet_timm.train import RECIPES, Images, Recipe, Run, evaluate, read_data, train
 from rdpnet_timm.train.data import augmented_batch, mixed_batch, normalized
+from rdpnet_timm.train.plots import plot_predictions
 from rdpnet_timm.train.release import release
 from rdpnet_timm.train.tables import TABLES, format_table, run_table
 
@@ -1067,6 +1068,32 @@ def test_training_on_a_cpu_keeps_freed_memory(tmp_path, monkeypatch):
     images = random_images(count=16)
     train(Run(MODEL, Recipe(epochs=1, batch_size=16)), (images, images), tmp_path)
     assert calls == [True]
+
+
+@pytest.mark.parametrize(("right", "wrong"), [(30, 0), (21, 9), (5, 0), (5, 2), (0, 30), (0, 1), (1, 0)])
+def test_predictions_are_drawn_once_each_and_cells_without_one_stay_empty(tmp_path, monkeypatch, right, wrong):
+    from matplotlib.figure import Figure
+
+    class First(torch.nn.Module):
+        """Takes every picture for one of the first class."""
+
+        pretrained_cfg = dict(mean=(0.0,) * 3, std=(1.0,) * 3)
+
+        def forward(self, x):
+            return torch.tensor([[9.0, 0.0]]).repeat(len(x), 1)
+
+    pixels = torch.arange(right + wrong, dtype=torch.uint8).reshape(-1, 1, 1, 1).repeat(1, 4, 4, 3)
+    images = Images(pixels, torch.tensor([0] * right + [1] * wrong), ("a", "b"))
+    figures, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kw: (figures.append(self), save(self, *args, **kw)))
+    plot_predictions(First(), images, tmp_path / "predictions.png", "title")
+    axes = figures[0].axes
+    drawn = [int(axis.images[0].get_array().flat[0]) for axis in axes if axis.images]
+    mistakes = min(wrong, 3)
+    assert len(axes) == 24 and len(set(drawn)) == len(drawn) == min(right, 24 - mistakes) + mistakes
+    assert sum(index >= right for index in drawn) == mistakes
+    assert all(axis.axison == bool(axis.images) for axis in axes)
+    assert Image.open(tmp_path / "predictions.png").format == "PNG"
 
 
 # the shuffle
