@@ -99,6 +99,19 @@ def test_averaged_weights_are_preferred_and_can_be_declined(tmp_path: Path) -> N
         assert torch.equal(outputs(model), outputs(expected))
 
 
+def test_the_raw_weights_beside_mmengines_averaged_ones_are_read_when_asked_for(tmp_path: Path) -> None:
+    hooks = pytest.importorskip("mmengine.hooks")
+    raw, averaged, hook = trained(seed=1), trained(seed=2), hooks.EMAHook()
+    hook.ema_model = nn.ModuleDict({"module": nn.ModuleDict({"backbone": averaged})})
+    checkpoint = {"state_dict": nn.ModuleDict({"backbone": raw}).state_dict()}
+    hook.before_save_checkpoint(None, checkpoint)
+    torch.save(checkpoint, tmp_path / "epoch_1.pth")
+    for use_ema, expected in ((True, averaged), (False, raw)):
+        model = timm.create_model(NAME)
+        rdpnet_timm.load_checkpoint(model, tmp_path / "epoch_1.pth", use_ema)
+        assert torch.equal(outputs(model), outputs(expected))
+
+
 def test_weights_in_half_precision_are_not_rounded_to_it_again_when_merged() -> None:
     model = trained()
     halves = {name: t.half() if t.is_floating_point() else t for name, t in model.state_dict().items()}
