@@ -532,6 +532,20 @@ def test_the_result_of_a_run_whose_checkpoint_is_gone_is_not_overwritten(uninter
     assert {path.name for path in tmp_path.iterdir()} == {kept}
 
 
+def test_of_two_runs_that_begin_in_one_folder_the_second_to_save_is_refused(uninterrupted, tmp_path):
+    data, _ = uninterrupted
+    others = []
+
+    def begin_another(step, steps, record):
+        if step == 1:
+            others.append(train(Run(MODEL, replace(SHORT, epochs=1), seed=5), data, tmp_path))
+
+    with pytest.raises(ValueError, match=r"checkpoint.pt' was not there when this run began: another one is training"):
+        train(Run(MODEL, SHORT, seed=3), data, tmp_path, begin_another)
+    kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert kept["description"]["seed"] == 5 and kept["history"] == others[0].history
+
+
 def rewritten(path, change):
     """The checkpoint ``path``, written again after ``change``; its bytes."""
     content = torch.load(path, weights_only=True)
@@ -950,6 +964,16 @@ def test_a_run_that_began_with_weights_says_so_and_is_another_run(tmp_path, caps
     assert json.loads((tmp_path / "weights.json").read_text())["weights"] == f"{MODEL}.c10"
     assert main(arguments) == 1
     assert f"with weights {MODEL}.c10 rather than" in capsys.readouterr().err
+
+
+def test_the_card_names_the_weights_that_a_run_began_with_though_the_file_is_another_by_then(tmp_path):
+    images, begun_with = random_images(count=16), tmp_path / "w.safetensors"
+    save_model(timm.create_model(MODEL), begun_with, MODEL, {})
+    expected = hashlib.sha256(begun_with.read_bytes()).hexdigest()
+    run = Run(MODEL, Recipe(epochs=1, batch_size=16), weights=str(begun_with))
+    result = train(run, (images, images), tmp_path / "run", lambda *_: begun_with.unlink())
+    card = release(result, run, images, tmp_path / "run" / "weights.safetensors", "noise")
+    assert card["weights"] == f"w.safetensors, SHA-256 {expected}"
 
 
 @pytest.mark.parametrize(

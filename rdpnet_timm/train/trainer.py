@@ -11,7 +11,7 @@ import time
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass, fields
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Callable, Dict, Generator, Iterator, List, Optional, Sequence, Tuple, Union
 
@@ -144,9 +144,9 @@ class Run:
         }
         return {**arguments, "pretrained_cfg_overlay": overlay} if overlay else arguments
 
-    @property
+    @cached_property
     def origin(self) -> str:
-        """``weights`` as a card names them: a file by its name and SHA-256 sum."""
+        """``weights`` as a card names them: a file by its name and SHA-256 sum, as it was when the run began."""
         path = Path(self.weights)
         return f"{path.name}, SHA-256 {sha256(path)}" if self.weights and path.is_file() else self.weights
 
@@ -526,6 +526,7 @@ class _Checkpoint:
         self.path = path
         self.recipe = run.recipe
         self.epoch_steps = epoch_steps
+        self.is_new = False
         self.description: Dict[str, Any] = dict(
             model=run.model,
             model_args=dict(run.model_args),
@@ -559,15 +560,22 @@ class _Checkpoint:
 
     def save(self, step: int, history: List[Dict[str, float]], begun: _Begun) -> None:
         self.require_finite(step, begun.loss)
+        if self.is_new and self.path.exists():
+            raise ValueError(
+                f"'{self.path}' was not there when this run began: another one is training in the same folder, and one "
+                "would overwrite the other; name another output folder"
+            )
         content = dict(self.creation, step=step, history=history, description=self.description, begun=asdict(begun))
         content.update({name: part.state_dict() for name, part in self.parts.items()})
         with atomic_path(self.path) as file:
             torch.save(content, file)
+        self.is_new = False
 
     def load(self) -> Tuple[int, List[Dict[str, float]], _Begun]:
         """The step to go on from, the records up to there, and what there is of the next one."""
         if not self.path.exists():
             self._require_unfinished()
+            self.is_new = True
             return 0, [], _Begun()
         try:
             content = torch.load(self.path, map_location="cpu", weights_only=True)
