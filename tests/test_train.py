@@ -255,6 +255,20 @@ def test_torchvisions_folders_are_read_as_written(tmp_path, monkeypatch, name, c
         read_data(str(tmp_path))
 
 
+def test_a_folder_with_several_sets_of_data_is_refused(tmp_path, monkeypatch):
+    for folder, held in (
+        ("both", ("cifar-10-batches-py", "cifar-100-python")),
+        ("digits", ("the digits of scikit-learn", "folders of pictures")),
+    ):
+        for name in held if folder == "both" else ("train", "test"):
+            (tmp_path / folder / name).mkdir(parents=True)
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(ValueError, match=f"'{folder}' stands for {held[0]} and {held[1]}: give a folder with one"):
+            read_data(folder)
+    with pytest.raises(ValueError, match="no pictures in"):
+        read_data("./digits")
+
+
 def test_without_data_the_error_says_what_was_expected(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"expected a folder with cifar-10-batches-py.*download=True"):
         read_data(str(tmp_path / "nothing"))
@@ -1024,6 +1038,7 @@ def test_a_table_of_another_width_stands_beside_the_papers_without_a_difference(
         (["digits", "--model", "rdpnet_050_cifar"], "leave out --model rdpnet_050_cifar"),
         (["digits", "--model-args", "shuffle_groups=0"], "leave out --model-args"),
         (["digits", "--recipe", "lazy"], "lazy"),
+        (["digits", "--recipe", "short", "--epochs", "22"], "all 22 epochs would be on images shrunk to 24 pixels"),
         (["digits", "--column", "CIFAR-100"], "Table 3 has the accuracies CIFAR-10 %, CIFAR-100 %, got 'CIFAR-100'"),
         (["digits", "--weights", "rdpnet_025_cifar.c10"], "leave out --model-args and --weights"),
     ],
