@@ -318,7 +318,7 @@ def test_a_text_file_is_no_checkpoint_and_says_so_in_a_line(text: str, tmp_path:
 def test_model_args_that_are_none_are_named_with_their_file(told: str, tmp_path: Path) -> None:
     path = tmp_path / "file.safetensors"
     safetensors.torch.save_file({"weight": torch.zeros(2)}, path, {"model_args": told})
-    with pytest.raises(ValueError, match=rf"file\.safetensors': its entry model_args must be .* {re.escape(repr(told))}"):
+    with pytest.raises(ValueError, match=rf"file\.safetensors': its entry model_args .*{re.escape(repr(told))}"):
         read_checkpoint(path)
 
 

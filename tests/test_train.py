@@ -468,6 +468,10 @@ def test_a_killed_run_goes_on_from_its_last_epoch_and_ends_with_the_same_weights
     first = []
     resumed = train(Run(MODEL, SHORT, seed=3), data, tmp_path, lambda step, total, record: first.append(step))
     assert first[0] == 7  # after two epochs of three steps
+    assert [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()] == resumed.history
+    (tmp_path / "log.jsonl").unlink()
+    assert train(Run(MODEL, SHORT, seed=3), data, tmp_path).history == resumed.history
+    assert [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()] == resumed.history
     assert_same(weights(resumed.model), weights(whole.model))
     assert not list(tmp_path.glob(".*")) and not list(tmp_path.glob("*.tmp"))
 
@@ -524,15 +528,16 @@ def test_a_folder_of_another_run_is_refused(uninterrupted, tmp_path):
         train(Run(MODEL, SHORT, seed=3), (random_images(count=50, seed=9), data[1]), tmp_path)
     with pytest.raises(ValueError, match="belongs to another run, with test_data"):
         train(Run(MODEL, SHORT, seed=3), (data[0], random_images(count=10, seed=9)), tmp_path)
-    (tmp_path / "checkpoint.pt").write_bytes(b"cut off")
-    with pytest.raises(ValueError, match="is not a checkpoint of this run .*; name another .* or move it away"):
-        train(Run(MODEL, SHORT, seed=3), data, tmp_path)
+    for content in (b"cut off", b"(", b"\x80\x02X\x01\x00\x00\x00\xff."):
+        (tmp_path / "checkpoint.pt").write_bytes(content)
+        with pytest.raises(ValueError, match=r"is not a checkpoint of this run .*; name another .* or move it away"):
+            train(Run(MODEL, SHORT, seed=3), data, tmp_path)
 
 
 def test_a_checkpoint_that_cannot_be_read_is_not_to_be_thrown_away(uninterrupted, tmp_path):
     data, _ = uninterrupted
     (tmp_path / "checkpoint.pt").mkdir()
-    with pytest.raises(OSError, match="cannot read the checkpoint '.*checkpoint.pt'.*once it can be read") as raised:
+    with pytest.raises(OSError, match=r"cannot read the checkpoint '.*checkpoint.pt'.*once it can be") as raised:
         train(Run(MODEL, SHORT, seed=3), data, tmp_path)
     assert "delete" not in str(raised.value) and "move it away" not in str(raised.value)
 
@@ -835,6 +840,7 @@ def test_a_table_gives_mean_and_spread_over_seeds_beside_the_papers_figure(tmp_p
         dict(test_data="0" * 64),
         dict(model="rdpnet_050_cifar"),
         dict(model_args={"shuffle_groups": 0}),
+        dict(weights="rdpnet_025_cifar.c10"),
     ],
     ids=lambda other: next(iter(other)),
 )

@@ -98,7 +98,7 @@ def run_table(
     """
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
-    common = _settings(dict(recipe=asdict(run.recipe), amp=run.amp, **_digests(data)))
+    common = _settings(dict(recipe=asdict(run.recipe), amp=run.amp, weights="", **_digests(data)))
     rows = dict(list(networks(number, model).items())[:first])
     unfinished = []
     for seed in dict.fromkeys(seeds):  # given twice, it would run twice in one folder
@@ -185,7 +185,7 @@ def _digests(data: Tuple[Images, Images]) -> Dict[str, str]:
 
 def _settings(card: Dict[str, Any]) -> Dict[str, Any]:
     """What has to be the same of two runs, of a card's entries; a recipe's settings one by one."""
-    names = ("model", "model_args", "amp", "training_data", "test_data")
+    names = ("model", "model_args", "amp", "training_data", "test_data", "weights")
     recipe = {**asdict(Recipe()), **card["recipe"]} if "recipe" in card else {}
     return {
         **{name: card[name] for name in names if name in card},
@@ -201,12 +201,12 @@ def _read_card(path: Path) -> Tuple[Dict[str, Any], float, int]:
     """
     try:
         card = json.loads(path.read_text())
-        settings = {**_settings(card), "seed": card["seed"]}
+        settings = {"weights": "", **_settings(card), "seed": card["seed"]}
         return settings, float(card["accuracy_deploy_form"]), len(card.get("classes", ()))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"'{path}' is not the card of a finished run ({error!r}): delete this file, and `rdpnet table` with the data "
-            "writes it again from the checkpoint beside it"
+            f"'{path}' is not the card of a finished run ({error!r}): delete this file, and `rdpnet table` with the "
+            "data writes it again from the checkpoint beside it"
         ) from None
 
 

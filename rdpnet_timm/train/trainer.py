@@ -3,7 +3,6 @@
 import itertools
 import json
 import math
-import pickle
 import signal
 import sys
 import threading
@@ -363,6 +362,8 @@ def _training(job: Job, stopped: List[int]) -> Generator[None, None, Result]:
     )
     state = _Checkpoint(output / "checkpoint.pt", run, data, digests, epoch_steps, model, ema, optimizer)
     step, history, begun = state.load()
+    if history:  # the log may have been lost, or a kill have come between the checkpoint and its last line
+        _write_log(output / "log.jsonl", history)
     forward = compile_model(model, run.compile) if run.compile else model
     generator = torch.Generator(run.device)
     order: Optional[Tensor] = None
@@ -579,6 +580,14 @@ class _Checkpoint:
             return 0, [], _Begun()
         try:
             content = torch.load(self.path, map_location="cpu", weights_only=True)
+        except OSError as error:  # of what cannot be read nobody knows that it is to be thrown away
+            raise OSError(
+                f"cannot read the checkpoint '{self.path}' ({error.strerror or error}): the run goes on from it once "
+                "it can be read; to start anew, name another output folder"
+            ) from error
+        except Exception as error:  # which one depends on the bytes
+            raise self._is_none(error) from error
+        try:
             step, history, description = content["step"], content["history"], content["description"]
             self._check(description, step, content.get("begun"))
             for name, part in self.parts.items():
@@ -587,16 +596,14 @@ class _Checkpoint:
                     raise ValueError(f"'{self.path}' is of a run that has diverged, {broken}; delete it to start anew")
                 part.load_state_dict(content[name])
             return step, history, _Begun(**content["begun"])
-        except OSError as error:  # of what cannot be read nobody knows that it is to be thrown away
-            raise OSError(
-                f"cannot read the checkpoint '{self.path}' ({error.strerror or error}): the run goes on from it once it "
-                "can be read; to start anew, name another output folder"
-            ) from error
-        except (AttributeError, EOFError, KeyError, RuntimeError, TypeError, pickle.UnpicklingError) as error:
-            raise ValueError(
-                f"'{self.path}' is not a checkpoint of this run ({type(error).__name__}); name another output folder, "
-                "or move it away to start anew"
-            ) from error
+        except (AttributeError, KeyError, RuntimeError, TypeError) as error:
+            raise self._is_none(error) from error
+
+    def _is_none(self, error: Exception) -> ValueError:
+        return ValueError(
+            f"'{self.path}' is not a checkpoint of this run ({type(error).__name__}); name another output folder, or "
+            "move it away to start anew"
+        )
 
     def _require_unfinished(self) -> None:
         """Refuse a folder that holds the result of a run and no checkpoint to tell whether it is of this one."""

@@ -103,8 +103,8 @@ def state_dict_of(content: Any, use_ema: bool = True) -> Dict[str, Tensor]:
     """
     if isinstance(content, dict):
         # mmengine's hook stores the averaged weights as the model's, and the model's under this name
-        keys = ("state_dict_ema", "model_ema", "ema") if use_ema else ("ema_state_dict",)
-        keys += ("state_dict", "model")
+        first = ("state_dict_ema", "model_ema", "ema") if use_ema else ("ema_state_dict",)
+        keys = (*first, "state_dict", "model")
         content = next((content[key] for key in keys if isinstance(content.get(key), dict)), content)
     if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
         raise ValueError("expected a state dict, a mapping of names to tensors; there is none")
