@@ -551,15 +551,18 @@ def test_the_result_of_a_run_whose_checkpoint_is_gone_is_not_overwritten(uninter
     assert {path.name for path in tmp_path.iterdir()} == {kept}
 
 
-def test_of_two_runs_that_begin_in_one_folder_the_second_to_save_is_refused(uninterrupted, tmp_path):
+@pytest.mark.parametrize("meeting", [1, 5, 9], ids=["before either has saved", "later", "at the end"])
+def test_of_two_runs_that_begin_in_one_folder_one_is_refused_and_the_other_whole(uninterrupted, tmp_path, meeting):
     data, _ = uninterrupted
     others = []
 
     def begin_another(step, steps, record):
-        if step == 1:
+        if step == meeting:
+            if meeting > 1:
+                (tmp_path / "checkpoint.pt").unlink()  # as if both had saved their first in the same moment
             others.append(train(Run(MODEL, replace(SHORT, epochs=1), seed=5), data, tmp_path))
 
-    with pytest.raises(ValueError, match=r"checkpoint.pt' was not there when this run began: another one is training"):
+    with pytest.raises(ValueError, match=r"checkpoint.pt' belongs to another run, with seed 5 rather than 3"):
         train(Run(MODEL, SHORT, seed=3), data, tmp_path, begin_another)
     kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert kept["description"]["seed"] == 5 and kept["history"] == others[0].history

@@ -443,6 +443,7 @@ def _training(job: Job, stopped: List[int]) -> Generator[None, None, Result]:
             raise SystemExit(128 + stopped[0])
         yield
 
+    state.require_own()  # before it leaves its weights there
     model = deepcopy(ema.module if ema is not None else model)  # a copy is not compiled
     forms = evaluate(model, test), evaluate(reparameterize(model), test)
     return Result(model, *forms, history, len(training), digests)
@@ -527,7 +528,6 @@ class _Checkpoint:
         self.path = path
         self.recipe = run.recipe
         self.epoch_steps = epoch_steps
-        self.is_new = False
         self.description: Dict[str, Any] = dict(
             model=run.model,
             model_args=dict(run.model_args),
@@ -561,32 +561,24 @@ class _Checkpoint:
 
     def save(self, step: int, history: List[Dict[str, float]], begun: _Begun) -> None:
         self.require_finite(step, begun.loss)
-        if self.is_new and self.path.exists():
-            raise ValueError(
-                f"'{self.path}' was not there when this run began: another one is training in the same folder, and one "
-                "would overwrite the other; name another output folder"
-            )
+        self.require_own()
         content = dict(self.creation, step=step, history=history, description=self.description, begun=asdict(begun))
         content.update({name: part.state_dict() for name, part in self.parts.items()})
         with atomic_path(self.path) as file:
             torch.save(content, file)
-        self.is_new = False
+
+    def require_own(self) -> None:
+        """Raise a ValueError where another run began in the same folder and has saved since."""
+        if self.path.exists():
+            found = self._read(mmap=True)
+            self._check(found["description"], found["step"], found.get("begun"))
 
     def load(self) -> Tuple[int, List[Dict[str, float]], _Begun]:
         """The step to go on from, the records up to there, and what there is of the next one."""
         if not self.path.exists():
             self._require_unfinished()
-            self.is_new = True
             return 0, [], _Begun()
-        try:
-            content = torch.load(self.path, map_location="cpu", weights_only=True)
-        except OSError as error:  # of what cannot be read nobody knows that it is to be thrown away
-            raise OSError(
-                f"cannot read the checkpoint '{self.path}' ({error.strerror or error}): the run goes on from it once "
-                "it can be read; to start anew, name another output folder"
-            ) from error
-        except Exception as error:  # which one depends on the bytes
-            raise self._is_none(error) from error
+        content = self._read()
         try:
             step, history, description = content["step"], content["history"], content["description"]
             self._check(description, step, content.get("begun"))
@@ -597,6 +589,17 @@ class _Checkpoint:
                 part.load_state_dict(content[name])
             return step, history, _Begun(**content["begun"])
         except (AttributeError, KeyError, RuntimeError, TypeError) as error:
+            raise self._is_none(error) from error
+
+    def _read(self, mmap: bool = False) -> Any:
+        try:
+            return torch.load(self.path, map_location="cpu", weights_only=True, mmap=mmap)
+        except OSError as error:  # of what cannot be read nobody knows that it is to be thrown away
+            raise OSError(
+                f"cannot read the checkpoint '{self.path}' ({error.strerror or error}): the run goes on from it once "
+                "it can be read; to start anew, name another output folder"
+            ) from error
+        except Exception as error:  # which one depends on the bytes
             raise self._is_none(error) from error
 
     def _is_none(self, error: Exception) -> ValueError:
@@ -637,10 +640,10 @@ class _Checkpoint:
         ours = {**self.description, **{f"recipe.{name}": value for name, value in asdict(self.recipe).items()}}
         skipped = {"recipe", *(f"recipe.{name}" for name in length)}
         differing = [name for name in ours if name not in skipped and ours[name] != theirs[name]]
-        settings = [
-            [_step_settings(recipe, done, self.epoch_steps) for done in range(step)] for recipe in (former, self.recipe)
-        ]
-        if settings[0] != settings[1]:
+        if former != self.recipe and any(
+            _step_settings(former, done, self.epoch_steps) != _step_settings(self.recipe, done, self.epoch_steps)
+            for done in range(step)
+        ):
             differing += [f"recipe.{name}" for name in length if ours[f"recipe.{name}"] != theirs[f"recipe.{name}"]]
         if differing:
             raise ValueError(
