@@ -268,6 +268,12 @@ def _run_of(args: argparse.Namespace) -> "Run":
     recipe = recipe_named(args.recipe).with_settings(args.set)
     if args.epochs is not None:
         recipe = replace(recipe, epochs=args.epochs)
+    if recipe.small_epochs >= recipe.epochs:
+        raise ValueError(
+            f"all {recipe.epochs:g} epochs would be on images shrunk to {recipe.small_size} pixels (small_epochs="
+            f"{recipe.small_epochs:g}), and the network is then asked about whole ones: leave some for these "
+            f"(--set small_epochs={recipe.epochs / 2:g})"
+        )
     model_args = tuple(sorted(args.model_args.items()))
     return Run(args.model, recipe, args.seed, model_args, _device(args), args.amp, args.compile, args.weights)
 
@@ -339,17 +345,20 @@ def _table(args: argparse.Namespace) -> None:
     from dataclasses import replace
     from pathlib import Path
 
+    from .extras import require_all
     from .train.data import read_data
     from .train.tables import accuracy_column, format_table, networks, run_table
 
     options, trained = _options_of_runs(args)
     if trained.model_args or trained.weights:
         raise ValueError("a table's networks are its own, from the first step: leave out --model-args and --weights")
-    output, column = Path(args.output), accuracy_column(args.number, args.column)
+    output, column = Path(args.output), args.column
+    accuracy_column(args.number, column)  # refuses what is none
     first = next(iter(networks(args.number, args.model).values()))
     if not args.print:
         if trained.data is None:
             raise ValueError("name the data: rdpnet table NUMBER DATA -o DIR; with --print nothing is run")
+        require_all(("matplotlib", "rich"), "rdpnet table", "train")
         run = replace(_run_of(trained), model=first.model)
         data = read_data(trained.data, run.image_size)
         column = accuracy_column(args.number, args.column, len(data[1].classes))
@@ -386,14 +395,14 @@ def _predict(args: argparse.Namespace) -> int:
     from .deploy.calibration import pictures_in
     from .predict import classifier, draw, require_drawable
 
-    if args.save:
-        require_drawable(args.save)
     paths = []
     for path in map(Path, args.images):
         found = pictures_in(path) if path.is_dir() else [path]
         if not found:
             raise ValueError(f"no pictures in the folder '{path}'")
         paths += found
+    if args.save:
+        require_drawable(args.save, paths)
     classify, predictions = classifier(_model_with_weights(args), args.top), []
     for path in paths:
         try:

@@ -69,11 +69,11 @@ def classifier(model: nn.Module, top: int = 5) -> Callable[[Union[str, Path]], P
     return classify
 
 
-def require_drawable(file: Union[str, Path]) -> None:
-    """Refuse a file that :func:`draw` could not write.
+def require_drawable(file: Union[str, Path], pictures: Sequence[Path]) -> None:
+    """Refuse a file that :func:`draw` could not write, or that is one of the ``pictures``.
 
     Raises:
-        ValueError: Pillow writes no format of this suffix.
+        ValueError: Pillow writes no format of this suffix, or a picture would be overwritten.
         FileNotFoundError: its folder does not exist.
     """
     from PIL import Image
@@ -83,6 +83,8 @@ def require_drawable(file: Union[str, Path]) -> None:
         raise ValueError(f"cannot save a picture as '{path}': expected a suffix such as .png or .jpg")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot save '{path}': there is no folder '{path.parent}'")
+    if path.resolve() in {picture.resolve() for picture in pictures}:
+        raise ValueError(f"'{path}' is one of the pictures, and would be overwritten: choose another name")
 
 
 def draw(predictions: Sequence[Prediction], file: Union[str, Path], lines: int = 3) -> None:
@@ -99,7 +101,7 @@ def draw(predictions: Sequence[Prediction], file: Union[str, Path], lines: int =
     """
     from PIL import Image, ImageDraw, ImageOps
 
-    require_drawable(file)
+    require_drawable(file, [prediction.path for prediction in predictions])
     columns = min(_COLUMNS, len(predictions))
     rows = -(-len(predictions) // columns)
     width, height = _SIDE + _GAP, _SIDE + lines * _LINE + _GAP

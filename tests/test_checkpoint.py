@@ -3,6 +3,7 @@
 import argparse
 import json
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -95,6 +96,19 @@ def test_averaged_weights_are_preferred_and_can_be_declined(tmp_path: Path) -> N
     for use_ema, expected in ((True, ema), (False, raw)):
         model = timm.create_model(NAME)
         rdpnet_timm.load_checkpoint(model, path, use_ema)
+        assert torch.equal(outputs(model), outputs(expected))
+
+
+def test_the_raw_weights_beside_mmengines_averaged_ones_are_read_when_asked_for(tmp_path: Path) -> None:
+    hooks = pytest.importorskip("mmengine.hooks")
+    raw, averaged, hook = trained(seed=1), trained(seed=2), hooks.EMAHook()
+    hook.ema_model = nn.ModuleDict({"module": nn.ModuleDict({"backbone": averaged})})
+    checkpoint = {"state_dict": nn.ModuleDict({"backbone": raw}).state_dict()}
+    hook.before_save_checkpoint(None, checkpoint)
+    torch.save(checkpoint, tmp_path / "epoch_1.pth")
+    for use_ema, expected in ((True, averaged), (False, raw)):
+        model = timm.create_model(NAME)
+        rdpnet_timm.load_checkpoint(model, tmp_path / "epoch_1.pth", use_ema)
         assert torch.equal(outputs(model), outputs(expected))
 
 
@@ -298,6 +312,14 @@ def test_a_text_file_is_no_checkpoint_and_says_so_in_a_line(text: str, tmp_path:
     (tmp_path / "summary.pth").write_text(text, encoding="latin-1")
     with pytest.raises(ValueError, match=r"summary\.pth' (is not a whole|holds more than)"):
         read_checkpoint(tmp_path / "summary.pth")
+
+
+@pytest.mark.parametrize("told", ["none", "[1]", '["ab"]', "3", '{"num_classes": '])
+def test_model_args_that_are_none_are_named_with_their_file(told: str, tmp_path: Path) -> None:
+    path = tmp_path / "file.safetensors"
+    safetensors.torch.save_file({"weight": torch.zeros(2)}, path, {"model_args": told})
+    with pytest.raises(ValueError, match=rf"file\.safetensors': its entry model_args .*{re.escape(repr(told))}"):
+        read_checkpoint(path)
 
 
 class Code:

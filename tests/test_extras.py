@@ -55,6 +55,7 @@ def test_a_command_names_all_that_is_missing_before_it_starts(tmp_path):
         ("export absent.pth -o out --format openvino --int8", "onnx and openvino and nncf", "int8"),
         ("demo -o out", "rich and sklearn and matplotlib and mim and mmcv", "demo"),
         ("train digits -o out", "matplotlib and rich", "train"),
+        ("table 3 digits -o out", "matplotlib and rich", "train"),
         ("bench table8 -o out --backend eager", "matplotlib and psutil and rich", "bench"),
         ("bench table8 -o out", "onnx and onnxruntime", "bench"),
     ]

@@ -10,7 +10,7 @@ from timm.utils import ModelEmaV3
 
 from rdpnet_timm.checkpoint import save_model
 from rdpnet_timm.cli import main
-from rdpnet_timm.predict import classifier
+from rdpnet_timm.predict import Prediction, classifier, draw
 
 
 @pytest.fixture
@@ -130,9 +130,14 @@ def test_what_cannot_come_to_an_end_is_refused_before_the_first_answer(pictures,
         (["--weights", str(tmp_path / "absent.pth")], f"no checkpoint at '{tmp_path / 'absent.pth'}'"),
         (["--save", str(tmp_path / "sheet.xyz")], "sheet.xyz': expected a suffix such as .png"),
         (["--save", str(tmp_path / "sheet")], "sheet': expected a suffix such as .png"),
+        (["--save", str(tmp_path / "." / pictures[0].name)], "picture 0.png' is one of the pictures, and would be"),
         (["--save", str(tmp_path / "absent" / "sheet.png")], f"there is no folder '{tmp_path / 'absent'}'"),
     ):
         assert main(["predict", str(pictures[0]), *options]) == 1
         captured = capsys.readouterr()
         assert message in captured.err and len(captured.err.splitlines()) == 1 and not captured.out
     assert not (tmp_path / "sheet").exists()
+    before = pictures[0].read_bytes()
+    with pytest.raises(ValueError, match="is one of the pictures"):
+        draw([Prediction(pictures[0], [("cat", 1.0)])], pictures[0])
+    assert pictures[0].read_bytes() == before

@@ -24,6 +24,7 @@ from rdpnet_timm.checkpoint import save_model
 from rdpnet_timm.cli import _Settings, main
 from rdpnet_timm.train import RECIPES, Images, Recipe, Run, evaluate, read_data, train
 from rdpnet_timm.train.data import augmented_batch, mixed_batch, normalized
+from rdpnet_timm.train.plots import plot_predictions
 from rdpnet_timm.train.release import release
 from rdpnet_timm.train.tables import TABLES, format_table, run_table
 
@@ -254,6 +255,20 @@ def test_torchvisions_folders_are_read_as_written(tmp_path, monkeypatch, name, c
         read_data(str(tmp_path))
 
 
+def test_a_folder_with_several_sets_of_data_is_refused(tmp_path, monkeypatch):
+    for folder, held in (
+        ("both", ("cifar-10-batches-py", "cifar-100-python")),
+        ("digits", ("the digits of scikit-learn", "folders of pictures")),
+    ):
+        for name in held if folder == "both" else ("train", "test"):
+            (tmp_path / folder / name).mkdir(parents=True)
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(ValueError, match=f"'{folder}' stands for {held[0]} and {held[1]}: give a folder with one"):
+            read_data(folder)
+    with pytest.raises(ValueError, match="no pictures in"):
+        read_data("./digits")
+
+
 def test_without_data_the_error_says_what_was_expected(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"expected a folder with cifar-10-batches-py.*download=True"):
         read_data(str(tmp_path / "nothing"))
@@ -453,6 +468,10 @@ def test_a_killed_run_goes_on_from_its_last_epoch_and_ends_with_the_same_weights
     first = []
     resumed = train(Run(MODEL, SHORT, seed=3), data, tmp_path, lambda step, total, record: first.append(step))
     assert first[0] == 7  # after two epochs of three steps
+    assert [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()] == resumed.history
+    (tmp_path / "log.jsonl").unlink()
+    assert train(Run(MODEL, SHORT, seed=3), data, tmp_path).history == resumed.history
+    assert [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()] == resumed.history
     assert_same(weights(resumed.model), weights(whole.model))
     assert not list(tmp_path.glob(".*")) and not list(tmp_path.glob("*.tmp"))
 
@@ -509,9 +528,44 @@ def test_a_folder_of_another_run_is_refused(uninterrupted, tmp_path):
         train(Run(MODEL, SHORT, seed=3), (random_images(count=50, seed=9), data[1]), tmp_path)
     with pytest.raises(ValueError, match="belongs to another run, with test_data"):
         train(Run(MODEL, SHORT, seed=3), (data[0], random_images(count=10, seed=9)), tmp_path)
-    (tmp_path / "checkpoint.pt").write_bytes(b"cut off")
-    with pytest.raises(ValueError, match="is not a checkpoint of this run; delete it"):
+    for content in (b"cut off", b"(", b"\x80\x02X\x01\x00\x00\x00\xff."):
+        (tmp_path / "checkpoint.pt").write_bytes(content)
+        with pytest.raises(ValueError, match=r"is not a checkpoint of this run .*; name another .* or move it away"):
+            train(Run(MODEL, SHORT, seed=3), data, tmp_path)
+
+
+def test_a_checkpoint_that_cannot_be_read_is_not_to_be_thrown_away(uninterrupted, tmp_path):
+    data, _ = uninterrupted
+    (tmp_path / "checkpoint.pt").mkdir()
+    with pytest.raises(OSError, match=r"cannot read the checkpoint '.*checkpoint.pt'.*once it can be") as raised:
         train(Run(MODEL, SHORT, seed=3), data, tmp_path)
+    assert "delete" not in str(raised.value) and "move it away" not in str(raised.value)
+
+
+@pytest.mark.parametrize("kept", ["weights.safetensors", "weights.json"])
+def test_the_result_of_a_run_whose_checkpoint_is_gone_is_not_overwritten(uninterrupted, tmp_path, kept):
+    data, _ = uninterrupted
+    (tmp_path / kept).write_bytes(b"of a finished run")
+    with pytest.raises(ValueError, match=f"holds {kept} of a finished run, whose checkpoint.pt is gone"):
+        train(Run(MODEL, SHORT, seed=3), data, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {kept}
+
+
+@pytest.mark.parametrize("meeting", [1, 5, 9], ids=["before either has saved", "later", "at the end"])
+def test_of_two_runs_that_begin_in_one_folder_one_is_refused_and_the_other_whole(uninterrupted, tmp_path, meeting):
+    data, _ = uninterrupted
+    others = []
+
+    def begin_another(step, steps, record):
+        if step == meeting:
+            if meeting > 1:
+                (tmp_path / "checkpoint.pt").unlink()  # as if both had saved their first in the same moment
+            others.append(train(Run(MODEL, replace(SHORT, epochs=1), seed=5), data, tmp_path))
+
+    with pytest.raises(ValueError, match=r"checkpoint.pt' belongs to another run, with seed 5 rather than 3"):
+        train(Run(MODEL, SHORT, seed=3), data, tmp_path, begin_another)
+    kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert kept["description"]["seed"] == 5 and kept["history"] == others[0].history
 
 
 def rewritten(path, change):
@@ -789,6 +843,7 @@ def test_a_table_gives_mean_and_spread_over_seeds_beside_the_papers_figure(tmp_p
         dict(test_data="0" * 64),
         dict(model="rdpnet_050_cifar"),
         dict(model_args={"shuffle_groups": 0}),
+        dict(weights="rdpnet_025_cifar.c10"),
     ],
     ids=lambda other: next(iter(other)),
 )
@@ -809,9 +864,23 @@ def test_runs_of_other_settings_or_data_make_no_table_and_are_not_taken_for_fini
 
 def test_a_card_that_is_none_is_not_taken_for_a_finished_run(tmp_path):
     path = write_card(tmp_path, "RDPNet-0.25x", 0, accuracy_deploy_form=90.0)
-    path.write_text("{}")
-    with pytest.raises(ValueError, match="is not the card of a finished run"):
-        run_table(3, tmp_path, [0], ["digits"], Run(MODEL, RECIPES["digits"]), read_data("digits"))
+    for text in ("{}", '{"model": "rdpnet_', "[]", json.dumps({**card_of("RDPNet-0.25x"), "seed": 0})):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=f"'{path}' is not the card of a finished run .* delete this file"):
+            run_table(3, tmp_path, [0], ["digits"], Run(MODEL, RECIPES["digits"]), read_data("digits"))
+        with pytest.raises(ValueError, match=f"'{path}' is not the card of a finished run .* delete this file"):
+            format_table(3, tmp_path)
+
+
+def test_a_printed_table_stands_beside_the_papers_figures_for_its_data(tmp_path, capsys):
+    row = "RDPNet-0.25x"
+    classes = [str(number) for number in range(100)]
+    write_card(tmp_path, row, **card_of(row, accuracy_deploy_form=60.0, classes=classes))
+    assert main(["table", "3", "-o", str(tmp_path), "--print"]) == 0
+    assert "| CIFAR-100 % | paper |" in (printed := capsys.readouterr().out)
+    assert "| RDPNet-0.25x | 68.4 | 60.00 |  | 1 | -8.40 |" in printed
+    assert main(["table", "3", "-o", str(tmp_path), "--print", "--column", "CIFAR-10 %"]) == 0
+    assert "| RDPNet-0.25x | 89.7 | 60.00 |" in capsys.readouterr().out
 
 
 class Finished:
@@ -920,6 +989,16 @@ def test_a_run_that_began_with_weights_says_so_and_is_another_run(tmp_path, caps
     assert f"with weights {MODEL}.c10 rather than" in capsys.readouterr().err
 
 
+def test_the_card_names_the_weights_that_a_run_began_with_though_the_file_is_another_by_then(tmp_path):
+    images, begun_with = random_images(count=16), tmp_path / "w.safetensors"
+    save_model(timm.create_model(MODEL), begun_with, MODEL, {})
+    expected = hashlib.sha256(begun_with.read_bytes()).hexdigest()
+    run = Run(MODEL, Recipe(epochs=1, batch_size=16), weights=str(begun_with))
+    result = train(run, (images, images), tmp_path / "run", lambda *_: begun_with.unlink())
+    card = release(result, run, images, tmp_path / "run" / "weights.safetensors", "noise")
+    assert card["weights"] == f"w.safetensors, SHA-256 {expected}"
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -968,6 +1047,7 @@ def test_a_table_of_another_width_stands_beside_the_papers_without_a_difference(
         (["digits", "--model", "rdpnet_050_cifar"], "leave out --model rdpnet_050_cifar"),
         (["digits", "--model-args", "shuffle_groups=0"], "leave out --model-args"),
         (["digits", "--recipe", "lazy"], "lazy"),
+        (["digits", "--recipe", "short", "--epochs", "22"], "all 22 epochs would be on images shrunk to 24 pixels"),
         (["digits", "--column", "CIFAR-100"], "Table 3 has the accuracies CIFAR-10 %, CIFAR-100 %, got 'CIFAR-100'"),
         (["digits", "--weights", "rdpnet_025_cifar.c10"], "leave out --model-args and --weights"),
     ],
@@ -1036,6 +1116,32 @@ def test_training_on_a_cpu_keeps_freed_memory(tmp_path, monkeypatch):
     images = random_images(count=16)
     train(Run(MODEL, Recipe(epochs=1, batch_size=16)), (images, images), tmp_path)
     assert calls == [True]
+
+
+@pytest.mark.parametrize(("right", "wrong"), [(30, 0), (21, 9), (5, 0), (5, 2), (0, 30), (0, 1), (1, 0)])
+def test_predictions_are_drawn_once_each_and_cells_without_one_stay_empty(tmp_path, monkeypatch, right, wrong):
+    from matplotlib.figure import Figure
+
+    class First(torch.nn.Module):
+        """Takes every picture for one of the first class."""
+
+        pretrained_cfg = dict(mean=(0.0,) * 3, std=(1.0,) * 3)
+
+        def forward(self, x):
+            return torch.tensor([[9.0, 0.0]]).repeat(len(x), 1)
+
+    pixels = torch.arange(right + wrong, dtype=torch.uint8).reshape(-1, 1, 1, 1).repeat(1, 4, 4, 3)
+    images = Images(pixels, torch.tensor([0] * right + [1] * wrong), ("a", "b"))
+    figures, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kw: (figures.append(self), save(self, *args, **kw)))
+    plot_predictions(First(), images, tmp_path / "predictions.png", "title")
+    axes = figures[0].axes
+    drawn = [int(axis.images[0].get_array().flat[0]) for axis in axes if axis.images]
+    mistakes = min(wrong, 3)
+    assert len(axes) == 24 and len(set(drawn)) == len(drawn) == min(right, 24 - mistakes) + mistakes
+    assert sum(index >= right for index in drawn) == mistakes
+    assert all(axis.axison == bool(axis.images) for axis in axes)
+    assert Image.open(tmp_path / "predictions.png").format == "PNG"
 
 
 # the shuffle

@@ -4,9 +4,9 @@ import hashlib
 import warnings
 from collections import Counter
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -80,7 +80,7 @@ def read_data(
     Raises:
         FileNotFoundError: there is none of these.
         ValueError: an image that cannot be decoded or is of another size, a label outside the classes, train and test
-            images of different classes or sizes, no images at all, or training images of one class.
+            images of different classes or sizes, no images at all, training images of one class, or several of these.
     """
     train, test = _read(source, ("train", "test"), preprocessing or preparation(size))
     if train.classes != test.classes:
@@ -126,16 +126,24 @@ def _read(source: str, parts: Sequence[str], preprocessing: Preprocessing) -> Li
         "train": folder / "train",
         "test": next((folder / name for name in _TEST_FOLDERS if (folder / name).is_dir()), folder / "test"),
     }
+    readers: Dict[str, Callable[[str], Images]] = {}
     if source == "digits":
-        digits = _read_digits()
-        return [digits[part] for part in parts]
+        readers["the digits of scikit-learn"] = lambda part: _read_digits()[part]
     if all((folder / f"{part}.parquet").is_file() for part in parts):
-        return [_read_parquet(folder / f"{part}.parquet") for part in parts]
+        readers["parquet files"] = lambda part: _read_parquet(folder / f"{part}.parquet")
     for name, dataset in (("cifar-10-batches-py", "CIFAR10"), ("cifar-100-python", "CIFAR100")):
         if (folder / name).is_dir():
-            return [_read_torchvision(dataset, folder, part == "train") for part in parts]
+            readers[name] = partial(_read_torchvision, dataset, folder)
     if all(pictures[part].is_dir() for part in parts):
-        return [_read_pictures(pictures[part], preprocessing, part == "train") for part in parts]
+        readers["folders of pictures"] = lambda part: _read_pictures(pictures[part], preprocessing, part == "train")
+    if len(readers) > 1:
+        raise ValueError(
+            f"'{source}' stands for {' and '.join(readers)}: give a folder with one of them alone, such as one with a "
+            "link to it" + ("; the folder of this name is './digits'" if source == "digits" else "")
+        )
+    if readers:
+        (read,) = readers.values()
+        return [read(part) for part in parts]
     raise FileNotFoundError(
         f"no data in '{source}': expected a folder with cifar-10-batches-py or cifar-100-python in it "
         "(python -c \"import torchvision; torchvision.datasets.CIFAR10('FOLDER', download=True)\" makes one), a "
@@ -195,11 +203,11 @@ def _images(pixels: np.ndarray, labels: Any, classes: Tuple[str, ...], source: s
     return Images(torch.from_numpy(pixels), labels, classes)
 
 
-def _read_torchvision(name: str, folder: Path, is_train: bool) -> Images:
+def _read_torchvision(name: str, folder: Path, part: str) -> Images:
     from torchvision import datasets
 
     try:
-        dataset = getattr(datasets, name)(str(folder), train=is_train, download=False)
+        dataset = getattr(datasets, name)(str(folder), train=part == "train", download=False)
     except RuntimeError as error:  # torchvision checks the files' MD5 sums
         raise ValueError(f"the {name} files in '{folder}' are incomplete or corrupt: {error}") from None
     return _images(dataset.data, dataset.targets, tuple(dataset.classes), f"'{folder}'")

@@ -50,18 +50,25 @@ def plot_history(history: Sequence[Dict[str, float]], path: Union[str, Path], ti
 def plot_predictions(
     model: nn.Module, images: Images, path: Union[str, Path], title: str, rows: int = 3, columns: int = 8
 ) -> None:
-    """Some images with what ``model`` makes of them, as a PNG file; a few mistakes, in red frames, close the rows."""
+    """Some images with what ``model`` makes of them, as a PNG file; a few mistakes, in red frames, close the rows.
+
+    Where there are fewer images than cells, each is shown once and the other cells stay empty.
+    """
     plt = _pyplot()
     probabilities = predict(model, images).softmax(1).cpu()
     confidence, predicted = probabilities.max(1)
     wrong = predicted != images.labels.cpu()
     mistakes = wrong.nonzero().flatten()[:rows].tolist()  # one a row
     right = (~wrong).nonzero().flatten()
-    right = right[torch.linspace(0, len(right) - 1, rows * columns - len(mistakes)).long()].tolist()
+    count = min(len(right), rows * columns - len(mistakes))
+    right = right[torch.linspace(0, len(right) - 1, count).long()].tolist()
     figure, axes = plt.subplots(rows, columns, figsize=(1.5 * columns, 1.95 * rows), squeeze=False)
     for row in axes:
-        shown = [right.pop(0) for _ in range(columns - bool(mistakes))]
-        shown += [mistakes.pop(0)] if mistakes else []
+        count = columns - bool(mistakes)
+        shown = right[:count] + mistakes[:1]
+        right, mistakes = right[count:], mistakes[1:]
+        for axis in row[len(shown) :]:
+            axis.axis("off")
         for axis, index in zip(row, shown):
             axis.imshow(images.pixels[index].cpu().numpy(), interpolation="nearest")
             axis.set(xticks=[], yticks=[])

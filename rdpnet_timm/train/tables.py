@@ -98,14 +98,15 @@ def run_table(
     """
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
-    common = _settings(dict(recipe=asdict(run.recipe), amp=run.amp, **_digests(data)))
+    common = _settings(dict(recipe=asdict(run.recipe), amp=run.amp, weights="", **_digests(data)))
     rows = dict(list(networks(number, model).items())[:first])
     unfinished = []
     for seed in dict.fromkeys(seeds):  # given twice, it would run twice in one folder
         for row, network in rows.items():
             card = _folder(output, row, seed) / "weights.json"
             if card.exists():
-                _require_same(card, {**common, **_settings(network._asdict()), "seed": seed})
+                settings, _, _ = _read_card(card)
+                _require_same(card, settings, {**common, **_settings(network._asdict()), "seed": seed})
             else:
                 unfinished.append((row, seed))
 
@@ -184,7 +185,7 @@ def _digests(data: Tuple[Images, Images]) -> Dict[str, str]:
 
 def _settings(card: Dict[str, Any]) -> Dict[str, Any]:
     """What has to be the same of two runs, of a card's entries; a recipe's settings one by one."""
-    names = ("model", "model_args", "amp", "training_data", "test_data")
+    names = ("model", "model_args", "amp", "training_data", "test_data", "weights")
     recipe = {**asdict(Recipe()), **card["recipe"]} if "recipe" in card else {}
     return {
         **{name: card[name] for name in names if name in card},
@@ -192,12 +193,24 @@ def _settings(card: Dict[str, Any]) -> Dict[str, Any]:
     }
 
 
-def _require_same(path: Path, expected: Dict[str, Any]) -> None:
+def _read_card(path: Path) -> Tuple[Dict[str, Any], float, int]:
+    """Settings, accuracy and number of classes of a finished run.
+
+    Raises:
+        ValueError: ``path`` is not the card of one.
+    """
     try:
         card = json.loads(path.read_text())
-        found = {**_settings(card), "seed": card["seed"]}
+        settings = {"weights": "", **_settings(card), "seed": card["seed"]}
+        return settings, float(card["accuracy_deploy_form"]), len(card.get("classes", ()))
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"'{path}' is not the card of a finished run ({error!r}): delete its folder") from None
+        raise ValueError(
+            f"'{path}' is not the card of a finished run ({error!r}): delete this file, and `rdpnet table` with the "
+            "data writes it again from the checkpoint beside it"
+        ) from None
+
+
+def _require_same(path: Path, found: Dict[str, Any], expected: Dict[str, Any]) -> None:
     differing = [
         f"{name} {found.get(name)} rather than {ours}" for name, ours in expected.items() if ours != found.get(name)
     ]
@@ -226,15 +239,20 @@ def format_table(number: int, output: Path, column: Optional[str] = None, model:
     Args:
         number: 3 or 8.
         output: the folder of the runs, see :func:`run_table`.
-        column: of the paper; by default see :func:`accuracy_column`.
+        column: of the paper; by default that which the data of the runs belong beside, see :func:`accuracy_column`.
         model: of all rows, see :func:`networks`; from that of the paper's no difference is taken.
 
     Raises:
-        ValueError: the table has no such column, or the runs in ``output`` differ in more than network and seed, so
-            that they make no table.
+        ValueError: the table has no such column, a card in ``output`` is none, or the runs there differ in more than
+            network and seed, so that they make no table.
     """
-    column = accuracy_column(number, column)
     paper, rows = PAPER[f"table{number}"], networks(number, model)
+    cards = {
+        row: {path: _read_card(path) for path in sorted(_folder(output, row, 0).parent.glob("seed*/weights.json"))}
+        for row in rows
+    }
+    classes = next((classes for of_row in cards.values() for _, _, classes in of_row.values()), 0)
+    column = accuracy_column(number, column, classes)
     is_papers = rows == TABLES[number]
     theirs_of = "paper" if is_papers else f"paper, {next(iter(TABLES[number].values())).model}"
     common: Dict[str, Any] = {}
@@ -242,12 +260,12 @@ def format_table(number: int, output: Path, column: Optional[str] = None, model:
     for row in rows:
         theirs = paper.rows[row][paper.columns.index(column)]
         found = []
-        for path in sorted(_folder(output, row, 0).parent.glob("seed*/weights.json")):
-            card = json.loads(path.read_text())
-            settings = _settings({**card, **rows[row]._asdict()})
-            common = common or {name: value for name, value in settings.items() if name not in Network._fields}
-            _require_same(path, {**common, **rows[row]._asdict()})
-            found.append(card["accuracy_deploy_form"])
+        for path, (settings, accuracy, _) in cards[row].items():
+            common = common or {
+                name: value for name, value in settings.items() if name not in (*Network._fields, "seed")
+            }
+            _require_same(path, settings, {**common, **rows[row]._asdict()})
+            found.append(accuracy)
         cells = [row, "" if theirs is None else f"{theirs:.1f}"]
         if found:
             mean = statistics.fmean(found)

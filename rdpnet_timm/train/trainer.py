@@ -3,7 +3,6 @@
 import itertools
 import json
 import math
-import pickle
 import signal
 import sys
 import threading
@@ -11,7 +10,7 @@ import time
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass, fields
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Callable, Dict, Generator, Iterator, List, Optional, Sequence, Tuple, Union
 
@@ -144,9 +143,9 @@ class Run:
         }
         return {**arguments, "pretrained_cfg_overlay": overlay} if overlay else arguments
 
-    @property
+    @cached_property
     def origin(self) -> str:
-        """``weights`` as a card names them: a file by its name and SHA-256 sum."""
+        """``weights`` as a card names them: a file by its name and SHA-256 sum, as it was when the run began."""
         path = Path(self.weights)
         return f"{path.name}, SHA-256 {sha256(path)}" if self.weights and path.is_file() else self.weights
 
@@ -236,9 +235,9 @@ def train(
         report: called after every step with its number, their total and, after an epoch, its record.
 
     Raises:
-        ValueError: ``output`` holds another run (of another recipe, other data, another precision) or a broken one;
-            there are no images; the recipe's crops do not fit the images.
-        OSError: ``output`` cannot be written.
+        ValueError: ``output`` holds another run (of another recipe, other data, another precision), a broken one, or
+            weights whose checkpoint is gone; there are no images; the recipe's crops do not fit the images.
+        OSError: ``output`` cannot be written, or the checkpoint in it not be read.
         SystemExit: with status 143 or 130, after a signal.
         FloatingPointError: the loss or the weights are not finite; the last good checkpoint is kept.
     """
@@ -363,6 +362,8 @@ def _training(job: Job, stopped: List[int]) -> Generator[None, None, Result]:
     )
     state = _Checkpoint(output / "checkpoint.pt", run, data, digests, epoch_steps, model, ema, optimizer)
     step, history, begun = state.load()
+    if history:  # the log may have been lost, or a kill have come between the checkpoint and its last line
+        _write_log(output / "log.jsonl", history)
     forward = compile_model(model, run.compile) if run.compile else model
     generator = torch.Generator(run.device)
     order: Optional[Tensor] = None
@@ -442,6 +443,7 @@ def _training(job: Job, stopped: List[int]) -> Generator[None, None, Result]:
             raise SystemExit(128 + stopped[0])
         yield
 
+    state.require_own()  # before it leaves its weights there
     model = deepcopy(ema.module if ema is not None else model)  # a copy is not compiled
     forms = evaluate(model, test), evaluate(reparameterize(model), test)
     return Result(model, *forms, history, len(training), digests)
@@ -559,17 +561,25 @@ class _Checkpoint:
 
     def save(self, step: int, history: List[Dict[str, float]], begun: _Begun) -> None:
         self.require_finite(step, begun.loss)
+        self.require_own()
         content = dict(self.creation, step=step, history=history, description=self.description, begun=asdict(begun))
         content.update({name: part.state_dict() for name, part in self.parts.items()})
         with atomic_path(self.path) as file:
             torch.save(content, file)
 
+    def require_own(self) -> None:
+        """Raise a ValueError where another run began in the same folder and has saved since."""
+        if self.path.exists():
+            found = self._read(mmap=True)
+            self._check(found["description"], found["step"], found.get("begun"))
+
     def load(self) -> Tuple[int, List[Dict[str, float]], _Begun]:
         """The step to go on from, the records up to there, and what there is of the next one."""
         if not self.path.exists():
+            self._require_unfinished()
             return 0, [], _Begun()
+        content = self._read()
         try:
-            content = torch.load(self.path, map_location="cpu", weights_only=True)
             step, history, description = content["step"], content["history"], content["description"]
             self._check(description, step, content.get("begun"))
             for name, part in self.parts.items():
@@ -578,10 +588,34 @@ class _Checkpoint:
                     raise ValueError(f"'{self.path}' is of a run that has diverged, {broken}; delete it to start anew")
                 part.load_state_dict(content[name])
             return step, history, _Begun(**content["begun"])
-        except (AttributeError, EOFError, KeyError, OSError, RuntimeError, TypeError, pickle.UnpicklingError) as error:
-            raise ValueError(
-                f"'{self.path}' is not a checkpoint of this run; delete it to start anew ({type(error).__name__})"
+        except (AttributeError, KeyError, RuntimeError, TypeError) as error:
+            raise self._is_none(error) from error
+
+    def _read(self, mmap: bool = False) -> Any:
+        try:
+            return torch.load(self.path, map_location="cpu", weights_only=True, mmap=mmap)
+        except OSError as error:  # of what cannot be read nobody knows that it is to be thrown away
+            raise OSError(
+                f"cannot read the checkpoint '{self.path}' ({error.strerror or error}): the run goes on from it once "
+                "it can be read; to start anew, name another output folder"
             ) from error
+        except Exception as error:  # which one depends on the bytes
+            raise self._is_none(error) from error
+
+    def _is_none(self, error: Exception) -> ValueError:
+        return ValueError(
+            f"'{self.path}' is not a checkpoint of this run ({type(error).__name__}); name another output folder, or "
+            "move it away to start anew"
+        )
+
+    def _require_unfinished(self) -> None:
+        """Refuse a folder that holds the result of a run and no checkpoint to tell whether it is of this one."""
+        kept = [name for name in ("weights.safetensors", "weights.json") if (self.path.parent / name).exists()]
+        if kept:
+            raise ValueError(
+                f"'{self.path.parent}' holds {' and '.join(kept)} of a finished run, whose {self.path.name} is gone, "
+                "and they would be overwritten: name another output folder, or move them away to train anew"
+            )
 
     def _check(self, found: Dict[str, Any], step: int, begun: Any) -> None:
         found = {"weights": "", **found}  # earlier ones did not name them
@@ -606,10 +640,10 @@ class _Checkpoint:
         ours = {**self.description, **{f"recipe.{name}": value for name, value in asdict(self.recipe).items()}}
         skipped = {"recipe", *(f"recipe.{name}" for name in length)}
         differing = [name for name in ours if name not in skipped and ours[name] != theirs[name]]
-        settings = [
-            [_step_settings(recipe, done, self.epoch_steps) for done in range(step)] for recipe in (former, self.recipe)
-        ]
-        if settings[0] != settings[1]:
+        if former != self.recipe and any(
+            _step_settings(former, done, self.epoch_steps) != _step_settings(self.recipe, done, self.epoch_steps)
+            for done in range(step)
+        ):
             differing += [f"recipe.{name}" for name in length if ours[f"recipe.{name}"] != theirs[f"recipe.{name}"]]
         if differing:
             raise ValueError(

@@ -47,6 +47,7 @@ def read_checkpoint(path: Union[str, Path], use_ema: bool = True) -> Checkpoint:
 
     Raises:
         FileNotFoundError, ValueError: as :func:`read_state_dict`.
+        ValueError: its ``model_args`` are no arguments.
     """
     state_dict, meta = read_state_dict(path, use_ema)
     backbone = {re.sub(r"^backbone\.(timm_model\.)?", "", name): value for name, value in state_dict.items()}
@@ -55,7 +56,11 @@ def read_checkpoint(path: Union[str, Path], use_ema: bool = True) -> Checkpoint:
     if isinstance(description, dict):  # in the checkpoint of a run of `rdpnet train`
         meta = {"arch": description.get("model"), "model_args": description.get("model_args", {}), **meta}
     arch = _arch(meta) or _arch({"arch": card.get("model")})
-    return Checkpoint(backbone or state_dict, arch, _model_args(meta), _classes(meta) or _classes(card))
+    try:
+        args = _model_args(meta)
+    except ValueError as error:
+        raise ValueError(f"'{path}': {error}") from None
+    return Checkpoint(backbone or state_dict, arch, args, _classes(meta) or _classes(card))
 
 
 def read_state_dict(path: Union[str, Path], use_ema: bool = True) -> Tuple[Dict[str, Tensor], Dict[str, Any]]:
@@ -97,7 +102,9 @@ def state_dict_of(content: Any, use_ema: bool = True) -> Dict[str, Tensor]:
         ValueError: there are none.
     """
     if isinstance(content, dict):
-        keys = ("state_dict_ema", "model_ema", "ema") * use_ema + ("state_dict", "model")
+        # mmengine's hook stores the averaged weights as the model's, and the model's under this name
+        first = ("state_dict_ema", "model_ema", "ema") if use_ema else ("ema_state_dict",)
+        keys = (*first, "state_dict", "model")
         content = next((content[key] for key in keys if isinstance(content.get(key), dict)), content)
     if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
         raise ValueError("expected a state dict, a mapping of names to tensors; there is none")
@@ -220,8 +227,17 @@ _SCRIPT_ARGUMENTS = {"num_classes": "num_classes", "in_chans": "in_chans", "glob
 
 
 def _model_args(meta: Dict[str, Any]) -> Dict[str, Any]:
-    args = meta.get("model_args", {})
-    args = dict(json.loads(args) if isinstance(args, str) else args)
+    told = meta.get("model_args", {})
+    try:
+        args = json.loads(told) if isinstance(told, str) else told
+    except ValueError:
+        args = None
+    if not isinstance(args, dict):
+        raise ValueError(
+            f"its entry model_args must be a dict (in safetensors, as JSON) of what its model was created with, got "
+            f"{told!r}; save it again with one, such as {{}}"
+        )
+    args = dict(args)
     script = meta.get("args")  # of timm's train.py
     if isinstance(script, argparse.Namespace):
         told = {argument: getattr(script, option, None) for argument, option in _SCRIPT_ARGUMENTS.items()}
