@@ -12,7 +12,8 @@ from numba.core.codegen import get_host_cpu_features
 
 __all__ = ["compiled", "compiled_part", "compiled_sums", "cpu_features"]
 
-if numba.config.DISABLE_JIT:
+_config: Any = numba.config  # whose settings are made from the environment
+if _config.DISABLE_JIT:
     raise ImportError("NUMBA_DISABLE_JIT is set, and without compiling there is no fused step")
 
 DIGEST = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
@@ -20,7 +21,7 @@ DIGEST = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(Path(__fil
 
 def cpu_features() -> FrozenSet[str]:
     """What the CPU that Numba compiles for has: this one, or what NUMBA_CPU_NAME or NUMBA_CPU_FEATURES say."""
-    given = numba.config.CPU_FEATURES
+    given = _config.CPU_FEATURES
     features = get_host_cpu_features() if given is None else given
     return frozenset(feature[1:] for feature in features.split(",") if feature.startswith("+"))
 

@@ -81,7 +81,9 @@ def address(context: Any, builder: Any, array_type: Any, array: Any, index: Any)
         TypeError: the array is of another layout, while the function that has it is compiled.
     """
     if array_type.layout != "C":
-        raise TypeError(f"loops by registers walk arrays as they lie in memory, expected a C-contiguous one, got {array_type}")
+        raise TypeError(
+            f"loops by registers walk arrays as they lie in memory, expected a C-contiguous one, got {array_type}"
+        )
     return builder.gep(context.make_array(array_type)(context, builder, array).data, [index])
 
 
