@@ -257,6 +257,16 @@ def test_products_of_bfloat16_maps_are_summed_as_those_of_float32(shape, channel
     assert ((out - expected).abs() <= 0.005 * expected.abs() + 1e-4).all()  # half of the last of bfloat16's eight bits
 
 
+@pytest.mark.parametrize("shape", [(1, 16, 16), (2, 3, 2), (5, 1, 1)])
+def test_a_step_in_bfloat16_of_few_positions_is_that_of_its_branches(shape):
+    n, height, width = shape
+    module, x = excited(RDPModule(16, 32, stride=8)), torch.randn(n, 16, height, width)
+    exact = branch_by_branch(module).double()
+    gradient = torch.randn_like(exact(x.double()))
+    errors = relative_errors(module, exact, x, gradient, torch.bfloat16)
+    assert errors["output"] < 0.02
+
+
 def test_a_step_in_bfloat16_keeps_its_maps_in_it():
     if not step.HAS_BFLOAT16:
         pytest.skip("for a CPU with AVX512_BF16")
