@@ -541,8 +541,8 @@ def test_loops_by_registers_refuse_arrays_that_do_not_lie_in_memory_as_they_walk
 
 
 def with_strided_scales(model):
-    model.depth.branches["identity"].weight = nn.Parameter(torch.rand(32)[::2])
-    model.point.branches["conv1x1_b"].norm.bias = nn.Parameter(torch.rand(32)[::2])
+    model.depth.branches["identity"].weight = nn.Parameter(torch.rand(32, dtype=torch.float64)[::2])
+    model.point.branches["conv1x1_b"].norm.bias = nn.Parameter(torch.rand(32, dtype=torch.float64)[::2])
 
 
 def with_whole_eps(model):
@@ -551,11 +551,10 @@ def with_whole_eps(model):
 
 @pytest.mark.parametrize("change", [with_strided_scales, with_whole_eps])
 def test_scales_and_eps_may_be_kept_in_any_way(steps, change):
-    model, x, gradient = RDPModule(16, 16).train(), images(), torch.randn(4, 16, 8, 8)
+    model, x, gradient = RDPModule(16, 16).double().train(), images().double(), torch.randn(4, 16, 8, 8).double()
     change(model)
-    model = model.double()
     other = branch_by_branch(model)
-    found = differences(train_step(model, x.double(), gradient), train_step(other, x.double(), gradient))
+    found = differences(train_step(model, x, gradient), train_step(other, x, gradient))
     assert max(found.values()) < 1e-9 and len(steps.taken) == 2
 
 
