@@ -115,9 +115,10 @@ class _ConvNorm(nn.Sequential):
     @torch.jit.unused
     def is_as_made(self) -> bool:
         """Whether these are still torch's convolution, without bias, and one norm."""
-        if len(self) != 2 or type_before_parametrizations(self.conv) not in (nn.Conv2d, SlicedConv2d):
+        conv = self.conv
+        if len(self) != 2 or type_before_parametrizations(conv) not in (nn.Conv2d, SlicedConv2d):
             return False
-        return self.conv.bias is None
+        return conv.bias is None
 
 
 class SlicedConv2d(nn.Conv2d):
@@ -143,6 +144,8 @@ class _MultiBranchBlock(Reparameterizable):
     # the branches that the fused step of this kind of block is made for: all of the first, any of the second
     _fused_branches: Tuple[str, ...] = ("conv3x3", "conv1x1")
     _optional_branches: Tuple[str, ...] = ()
+    # what their convolutions are: depthwise of stride 1 and any dilation, or dense of any stride and dilation 1
+    _is_depthwise: bool = False
 
     def __init__(
         self,
@@ -269,16 +272,45 @@ class _MultiBranchBlock(Reparameterizable):
         if type(self.act) is not nn.ReLU:
             return False
         skipped: List[nn.Module] = [self.act]
+        convs: Dict[str, nn.Conv2d] = {}
         for name, branch in self.branches.items():
             skipped.append(branch)
             if name == "identity":
                 continue
-            if type(branch) is not _ConvNorm or not branch.is_as_made() or branch.conv.padding_mode != "zeros":
+            if type(branch) is not _ConvNorm or not branch.is_as_made():
                 return False
-            if type(branch.conv) not in (nn.Conv2d, SlicedConv2d):  # parametrised: a look at the weight may change it
+            conv = branch.conv
+            if type(conv) not in (nn.Conv2d, SlicedConv2d):  # parametrised: a look at the weight may change it
                 return False
-            skipped += [branch.conv, branch.norm]
-        return not conditions.have_hooks(skipped)
+            if conv.padding_mode != "zeros":
+                return False
+            convs[name] = conv
+            skipped += [conv, branch.norm]
+        return self._has_known_geometry(convs) and not conditions.have_hooks(skipped)
+
+    @torch.jit.unused
+    def _has_known_geometry(self, convs: Mapping[str, nn.Conv2d]) -> bool:
+        """Whether ``convs`` are still 3x3 and 1x1 convolutions that a fused step computes.
+
+        It takes the stride, the dilation and the channels of all of them from the first.
+        """
+        main = next(iter(convs.values()))
+        stride, dilation = main.stride, (1, 1)
+        groups, in_channels, out_channels = 1, main.in_channels, main.out_channels
+        if self._is_depthwise:
+            stride, dilation = (1, 1), main.dilation
+            groups = in_channels = out_channels
+        if not (_is_even(stride) and _is_even(dilation)):
+            return False
+        for name, conv in convs.items():
+            is_3x3 = name == "conv3x3"
+            if conv.kernel_size != ((3, 3) if is_3x3 else (1, 1)) or conv.padding != (dilation if is_3x3 else (0, 0)):
+                return False
+            if conv.stride != stride or (is_3x3 and conv.dilation != dilation):
+                return False
+            if conv.groups != groups or conv.in_channels != in_channels or conv.out_channels != out_channels:
+                return False
+        return True
 
     @torch.jit.unused
     def fused_forward(self, x: Tensor) -> Tensor:
@@ -334,6 +366,11 @@ class _MultiBranchBlock(Reparameterizable):
         conv.requires_grad_(any(parameter.requires_grad for parameter in self.branches.parameters()))
         self.branches = None
         self.reparam_conv = conv
+
+
+def _is_even(setting: Any) -> bool:
+    """Whether a convolution's setting is the same along both axes, and a pair, as torch has it."""
+    return isinstance(setting, tuple) and setting == setting[:1] * 2
 
 
 def _parameters(norms: List[nn.Module]) -> Tuple[List[Tensor], List[Tensor], List[float], Callable[..., None]]:
@@ -462,6 +499,7 @@ class DepthBlock(_MultiBranchBlock):
     """
 
     _fused_branches: Tuple[str, ...] = ("conv3x3", "conv1x1", "identity")
+    _is_depthwise: bool = True
 
     def __init__(
         self,

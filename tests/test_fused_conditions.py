@@ -1,10 +1,14 @@
 """Blocks take the fused step by themselves where it is exact and known, and compute their branches elsewhere."""
 
 import copy
+import inspect
 import logging
+import os
 import pickle
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import timm
@@ -14,7 +18,7 @@ from timm.layers import SqueezeExcite
 from torch import nn
 
 import rdpnet_timm
-from rdpnet_timm.blocks import DepthBlock, RDPModule, RepVGGBlock
+from rdpnet_timm.blocks import DepthBlock, PointBlock, RDPModule, RepVGGBlock
 from rdpnet_timm.fused import conditions
 
 
@@ -86,6 +90,12 @@ class OtherNorm(nn.BatchNorm2d):
         nn.SyncBatchNorm,
         lambda channels, **dd: nn.GroupNorm(1, channels, **dd),
         lambda channels, **dd: nn.BatchNorm2d(channels, affine=False, **dd),
+        pytest.param(
+            lambda channels, **dd: nn.BatchNorm2d(channels, bias=False, **dd),
+            marks=pytest.mark.skipif(
+                "bias" not in inspect.signature(nn.BatchNorm2d).parameters, reason="this torch's norms all have shifts"
+            ),
+        ),
         lambda channels, **dd: nn.BatchNorm2d(channels, track_running_stats=False, **dd),
     ],
 )
@@ -203,6 +213,93 @@ def test_what_a_user_exchanged_is_called(steps, change, fused_blocks):
         torch.testing.assert_close(rdpnet_timm.reparameterize(model)(x), model.eval()(x), rtol=1e-9, atol=1e-9)
 
 
+def of_all(**settings):
+    """A change of these settings of every convolution of a block or a module."""
+
+    def change(block):
+        for conv in [each for each in block.modules() if isinstance(each, nn.Conv2d)]:
+            vars(conv).update(settings)
+
+    return change
+
+
+def of_one(name, **settings):
+    return lambda block: vars(block.branches[name].conv).update(settings)
+
+
+def another(*names, size, **options):
+    """An exchange of the convolutions of these branches, of 16 channels, for others."""
+
+    def change(block):
+        for name in names:
+            conv = nn.Conv2d(16, 16, size, padding=size // 2, bias=False, dtype=torch.float64, **options)
+            block.branches[name].conv = conv
+
+    return change
+
+
+GEOMETRIES = {
+    "module, strides": (lambda: RDPModule(16, 16, 2), lambda m: of_all(stride=(2, 1))(m.point), 1),
+    "point, strides": (lambda: PointBlock(16, 16, 2), of_all(stride=(2, 1)), 0),
+    "stem, strides": (lambda: RepVGGBlock(16, 16), of_all(stride=(2, 1)), 0),
+    "stem, one stride": (lambda: RepVGGBlock(16, 16, 1), of_all(stride=(1, 1)), 1),
+    "stem, dilation": (lambda: RepVGGBlock(16, 16), of_one("conv3x3", dilation=(2, 2), padding=(2, 2)), 0),
+    "depth, dilation": (lambda: DepthBlock(16), of_one("conv3x3", dilation=(2, 2), padding=(2, 2)), 1),
+    "depth, dilations": (lambda: DepthBlock(16), of_one("conv3x3", dilation=(1, 2), padding=(1, 2)), 0),
+    "depth, stride": (lambda: DepthBlock(16), of_all(stride=(2, 2)), None),
+    "point, stride": (lambda: PointBlock(16, 16), of_all(stride=(2, 2)), 1),
+    "point, a number": (lambda: PointBlock(16, 16), of_all(stride=2), 0),
+    "point, padding": (lambda: PointBlock(16, 16), of_all(padding=(1, 1)), 0),
+    "depth, dense 1x1": (lambda: DepthBlock(16), another("conv1x1", size=1), 0),
+    "depth, 3x3 for 1x1": (lambda: DepthBlock(16), another("conv1x1", size=3, groups=16), 0),
+    "depth, dense 3x3": (lambda: DepthBlock(16), another("conv3x3", size=3), 0),
+    "depth, 5x5": (lambda: DepthBlock(16), another("conv3x3", size=5, groups=16), 0),
+    "stem, 5x5": (lambda: RepVGGBlock(16, 16, 1), another("conv3x3", size=5), 0),
+    "point, groups": (lambda: PointBlock(16, 16), another("conv1x1_a", "conv1x1_b", size=1, groups=2), 0),
+    "point, one 3x3": (lambda: PointBlock(16, 16), another("conv1x1_b", size=3), 0),
+    "point, the other 3x3": (lambda: PointBlock(16, 16), another("conv1x1_a", size=3), 0),
+}
+
+
+@pytest.mark.parametrize(("make", "change", "fused"), GEOMETRIES.values(), ids=GEOMETRIES)
+def test_convolutions_of_another_geometry_are_called(steps, make, change, fused):
+    block, x = excited(make()).double(), torch.randn(4, 16, 10, 12, dtype=torch.float64)
+    change(block)
+    branches = branch_by_branch(block)
+    if fused is None:  # branches of different sizes have no sum
+        for network in (block, branches):
+            with pytest.raises(RuntimeError, match="size of tensor"):
+                network(x)
+        return
+    assert steps.count(copy.deepcopy(block), x) == fused
+    gradient = torch.randn_like(copy.deepcopy(branches)(x))
+    found = differences(train_step(block, x, gradient), train_step(branches, x, gradient))
+    assert max(found.values()) < 1e-9
+
+
+def test_weights_of_other_shapes_than_their_modules_tell_are_the_branches_to_judge(steps):
+    block, x = DepthBlock(16).train(), images()
+    block.branches["conv3x3"].conv.weight = nn.Parameter(torch.randn(16, 1, 3, 1))
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        block(x)
+    block = DepthBlock(16).train()
+    block.branches["identity"] = nn.BatchNorm2d(8)
+    with pytest.raises(RuntimeError, match="running_mean should contain 16 elements not 8"):
+        block(x)
+    assert not steps.taken
+
+
+@pytest.mark.parametrize("block", [RepVGGBlock(1, 16), DepthBlock(1), PointBlock(1, 8)], ids=lambda b: type(b).__name__)
+def test_maps_of_another_number_of_channels_are_torchs_error(block):
+    with torch.no_grad(), pytest.raises(RuntimeError, match="to have 1 channels, but got 3 channels instead"):
+        block.train()(torch.randn(4, 3, 32, 32))
+
+
+def test_whole_numbers_under_autocast_are_torchs_error():
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="expected scalar type Byte"):
+        DepthBlock(16).train()(torch.ones(4, 16, 16, 16, dtype=torch.uint8))
+
+
 def test_a_parametrised_weight_is_looked_at_by_its_own_convolution_alone(steps):
     model, x = module(), images()
     for conv in model.depth.parts()[0] + model.point.parts()[0]:
@@ -292,6 +389,47 @@ def test_operations_are_counted_branch_by_branch(steps):
     assert not steps.taken and counter.get_total_flops() == 2 * 256 * (16 * 10 + 2 * 16 * 8)
 
 
+def test_a_mode_that_looks_at_functions_sees_those_of_the_branches(steps):
+    class Counting(torch.overrides.TorchFunctionMode):
+        convolutions = 0
+
+        def __torch_function__(self, function, types, arguments=(), options=None):
+            self.convolutions += function is torch.conv2d
+            return function(*arguments, **(options or {}))
+
+    with Counting() as mode:
+        module()(images())
+    assert mode.convolutions == 4 and not steps.taken
+
+
+def test_a_default_device_is_not_where_a_step_is_computed(steps):
+    block, x = PointBlock(16, 16, identity=True).train(), images()
+    expected = branch_by_branch(block)(x)
+    with torch.device("meta"):
+        assert steps.count(block, x) == 1
+        found = block(x)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("arguments", [(8, 4, 2, 1, 4), (8, 8, 1, 2, 2, True)])
+def test_several_gradients_at_once_are_the_branches_own(steps, arguments):
+    model, x = excited(RDPModule(*arguments)).double(), torch.randn(4, 8, 9, 9, dtype=torch.float64)
+    found = []
+    for block in (model, branch_by_branch(model)):
+        inputs = [x.clone().requires_grad_(), *block.parameters()]
+        out = block(inputs[0])
+        gradients = torch.stack([torch.ones_like(out), out.detach()])
+
+        def backward(gradient, out=out, inputs=inputs):
+            return torch.autograd.grad(out, inputs, gradient, retain_graph=True)
+
+        batched = torch.autograd.grad(out, inputs, gradients, retain_graph=True, is_grads_batched=True)
+        found.append([*batched, *torch.vmap(backward)(gradients)])
+    assert len(steps.taken) == 2 and not any(gradient.requires_grad for gradient in found[0])
+    for a, b in zip(*found):
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-7 * b.abs().max().item())
+
+
 @pytest.mark.parametrize("arguments", [(8, 4, 2, 1, 4), (8, 8, 1, 2, 2, True)])
 def test_gradients_of_gradients_are_the_branches_own(steps, arguments):
     model, x = excited(RDPModule(*arguments)).double(), torch.randn(4, 8, 9, 9, dtype=torch.float64)
@@ -378,6 +516,48 @@ def test_gradient_checkpointing_changes_nothing(steps):
     assert max(found.values()) < 1e-8 and steps.taken
 
 
+@pytest.mark.parametrize(
+    "make", [lambda: RDPModule(16, 16, 2), lambda: RDPModule(10, 12), lambda: RepVGGBlock(3, 16)], ids=["16", "10", "3"]
+)
+def test_what_is_kept_may_come_back_in_another_memory_format(steps, make):
+    block = excited(make()).double()
+    x = torch.randn(4, block._train_form_args["in_channels"], 12, 10, dtype=torch.float64)
+    gradient = torch.randn_like(branch_by_branch(block)(x))
+    expected = train_step(copy.deepcopy(block), x, gradient)
+    # as torch.autograd.graph.save_on_cpu does
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda kept: torch.empty(kept.shape).to(kept).copy_(kept), lambda t: t
+    ):
+        found = train_step(block, x, gradient)
+    assert max(differences(found, expected).values()) == 0 and steps.taken
+
+
+def test_loops_by_registers_refuse_arrays_that_do_not_lie_in_memory_as_they_walk_them():
+    from rdpnet_timm.fused import vector_loops
+
+    maps = torch.ones(1, 16, 2, 2).permute(0, 2, 3, 1).numpy()
+    with pytest.raises(Exception, match="expected a C-contiguous one, got array"):
+        vector_loops.masked_gradient(0, 1, 0, maps, maps, maps, torch.zeros(1, 16).double().numpy())
+
+
+def with_strided_scales(model):
+    model.depth.branches["identity"].weight = nn.Parameter(torch.rand(32, dtype=torch.float64)[::2])
+    model.point.branches["conv1x1_b"].norm.bias = nn.Parameter(torch.rand(32, dtype=torch.float64)[::2])
+
+
+def with_whole_eps(model):
+    model.depth.branches["identity"].eps = model.point.branches["conv1x1_b"].norm.eps = 1
+
+
+@pytest.mark.parametrize("change", [with_strided_scales, with_whole_eps])
+def test_scales_and_eps_may_be_kept_in_any_way(steps, change):
+    model, x, gradient = RDPModule(16, 16).double().train(), images().double(), torch.randn(4, 16, 8, 8).double()
+    change(model)
+    other = branch_by_branch(model)
+    found = differences(train_step(model, x, gradient), train_step(other, x, gradient))
+    assert max(found.values()) < 1e-9 and len(steps.taken) == 2
+
+
 def test_maps_that_others_read_have_their_gradients():
     model = excited(timm.create_model("rdpnet_025", features_only=True)).double()
     x, results = torch.randn(4, 3, 64, 64, dtype=torch.float64), []
@@ -419,7 +599,47 @@ def test_an_error_in_a_part_is_raised_and_a_pool_stands_in_for_openmp(monkeypatc
             threads.over_parts(fail, 5)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="for systems that fork")
+def test_a_child_process_has_a_pool_of_its_own(monkeypatch):
+    from rdpnet_timm.fused import threads
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(threads, "_openmp", lambda: None)
+    threads.over_parts(lambda *arguments: None, 5)
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        threads.over_parts(lambda *arguments: os.write(write, b"."), 2)
+        os._exit(0)
+    for _ in range(500):
+        if os.waitpid(child, os.WNOHANG)[0]:
+            break
+        time.sleep(0.02)
+    else:
+        os.kill(child, signal.SIGKILL)
+        pytest.fail("the child waits for its parent's threads")
+    os.close(write)
+    assert os.read(read, 10) == b"..."  # once before the parts, by way of trial
+    os.close(read)
+
+
 # without Numba
+
+
+def test_a_numba_that_cannot_load_its_library_is_none(monkeypatch, caplog, steps):
+    class Broken:
+        def find_spec(self, name, *_):
+            if name == "rdpnet_timm.fused.step":
+                raise OSError("Could not find/load shared object file")
+
+    conditions.load_step.cache_clear()
+    monkeypatch.delitem(sys.modules, "rdpnet_timm.fused.step")
+    monkeypatch.delattr("rdpnet_timm.fused.step")
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    with caplog.at_level(logging.WARNING):
+        assert steps.count(module(), images()) == 0
+    conditions.load_step.cache_clear()
+    assert "branch by branch (Could not find/load" in caplog.text
 
 
 def test_without_numba_training_says_once_what_installing_it_would_bring(monkeypatch, caplog, steps):

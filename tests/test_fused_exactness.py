@@ -51,6 +51,14 @@ def steps_agree(module, x, gradient, tolerance=1e-9):
     assert found[worst] <= tolerance, (worst, found[worst])
 
 
+def test_a_comparison_of_steps_sees_nan_wherever_it_is():
+    numbers = {"output": torch.ones(3), "gradient": torch.ones(3)}
+    for name in numbers:
+        broken = {**numbers, name: torch.tensor([1, torch.nan, 1])}
+        for pair in ((broken, numbers), (numbers, broken), (broken, broken)):
+            assert max(differences(*pair).values()) == torch.inf
+
+
 def set_norms(module, zero_scales, momentum):
     for norm in module.modules():
         if isinstance(norm, nn.BatchNorm2d):
@@ -167,7 +175,7 @@ def gradient_errors(model, exact, x, labels):
         for name, p in model.named_parameters()
         if not name.endswith(NOISE)
     }
-    return abs(losses[0] - losses[1]), sorted(errors.values())
+    return abs(losses[0] - losses[1]), torch.tensor(list(errors.values())).sort().values  # NaN comes last
 
 
 @pytest.mark.slow
@@ -247,6 +255,16 @@ def test_products_of_bfloat16_maps_are_summed_as_those_of_float32(shape, channel
     expected = bias + sum(x @ weight.double() for x, weight in zip(matrices, weights))
     assert out.dtype == torch.bfloat16
     assert ((out - expected).abs() <= 0.005 * expected.abs() + 1e-4).all()  # half of the last of bfloat16's eight bits
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 16), (2, 3, 2), (5, 1, 1)])
+def test_a_step_in_bfloat16_of_few_positions_is_that_of_its_branches(shape):
+    n, height, width = shape
+    module, x = excited(RDPModule(16, 32, stride=8)), torch.randn(n, 16, height, width)
+    exact = branch_by_branch(module).double()
+    gradient = torch.randn_like(exact(x.double()))
+    errors = relative_errors(module, exact, x, gradient, torch.bfloat16)
+    assert errors["output"] < 0.02
 
 
 def test_a_step_in_bfloat16_keeps_its_maps_in_it():

@@ -108,6 +108,21 @@ def test_under_autocast_statistics_are_taken_in_float32(block, dtype):
         )
 
 
+def test_only_the_geometry_that_they_compute_takes_them(monkeypatch):
+    monkeypatch.setattr(conditions, "IN_GRAPH", ("cpu",))
+    monkeypatch.setattr(torch.compiler, "is_dynamo_compiling", lambda: True)
+    monkeypatch.setattr(torch.compiler, "_is_exporting_flag", False, raising=False)
+    x = torch.randn(2, 4, 6, 6)
+    for make in (lambda: DepthBlock(4).train(), lambda: PointBlock(4, 4).train()):
+        assert make().joins_graph(x)
+        assert not make().joins_graph(x[:, :1])  # which a sum of shifted products would broadcast
+        for setting in ({"stride": (2, 1)}, {"padding": (0, 1)}, {"kernel_size": (5, 5)}, {"groups": 2}):
+            block = make()
+            for conv in block.parts()[0]:
+                vars(conv).update(setting)
+            assert not block.joins_graph(x), setting
+
+
 def test_only_compiled_training_takes_them(monkeypatch):
     monkeypatch.setattr(conditions, "IN_GRAPH", ("cpu",))
     monkeypatch.setattr(conditions, "IS_INSTALLED", False)

@@ -1,12 +1,16 @@
-"""The fused train step in fresh processes: several that start at once, no place for a cache, DDP."""
+"""The fused train step in fresh processes: several that start at once, caches of all kinds, other CPUs, DDP."""
 
+import errno
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
 
 import numpy as np
 import pytest
+
+import rdpnet_timm
 
 pytest.importorskip("numba")
 pytestmark = pytest.mark.slow
@@ -90,30 +94,100 @@ def total(values):
 """
 
 
-def test_processes_of_different_dtypes_do_not_take_each_others_code(tmp_path, monkeypatch):
+@pytest.fixture
+def new_total(tmp_path, monkeypatch):
+    """Gives the function of SUMMING as a new process has it."""
     import numba
-    from numba.core.caching import IndexDataCacheFile
 
-    def total():  # as a new process has it
+    def total():
         scope = {"__name__": "summing", "__file__": str(tmp_path / "summing.py")}
         exec(compile(SUMMING, scope["__file__"], "exec"), scope)
         return scope["total"]
 
     (tmp_path / "summing.py").write_text(SUMMING)
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "cache"))
+    return total
+
+
+def test_processes_of_different_dtypes_do_not_take_each_others_code(new_total, monkeypatch):
+    from numba.core.caching import IndexDataCacheFile
+
     arrays = [np.arange(10, dtype=dtype) for dtype in (np.float32, np.float64)]
     save, delayed = IndexDataCacheFile._save_data, []
     with monkeypatch.context() as at_once:  # both find an empty index, and write their files in the other order
         at_once.setattr(IndexDataCacheFile, "_load_index", lambda self: {})
         at_once.setattr(IndexDataCacheFile, "_save_data", lambda *arguments: delayed.append(arguments))
         for array in arrays:
-            assert total()(array) == 45
+            assert new_total()(array) == 45
     for arguments in reversed(delayed):
         save(*arguments)
     for _ in range(2):
-        again = total()
+        again = new_total()
         assert [again(array) for array in arrays] == [45, 45]
     assert sum(again.stats.cache_hits.values()) == 2
+
+
+def test_a_full_disk_stops_no_training(new_total, tmp_path, monkeypatch):
+    from numba.core.caching import IndexDataCacheFile
+
+    def fail(self, name, data):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(IndexDataCacheFile, "_save_data", fail)
+    for _ in range(2):  # the second finds an index of a file that is not there
+        assert new_total()(np.arange(10)) == 45
+    assert list(tmp_path.rglob("*.nbi")) and not list(tmp_path.rglob("*.nbc"))
+
+
+MASKING = """
+    import numpy as np
+    from room.vector_loops import masked_gradient
+    maps, totals = np.ones((1, 2, 2, 16), np.float32), np.zeros((1, 16))
+    masked_gradient(0, 1, 0, maps, maps, np.empty_like(maps), totals)
+    print(totals.sum(), sum(masked_gradient.stats.cache_hits.values()))
+"""
+
+
+def test_code_is_compiled_again_where_any_file_of_the_room_has_changed(tmp_path):
+    room = tmp_path / "room"
+    shutil.copytree(f"{rdpnet_timm.__path__[0]}/fused", room, ignore=shutil.ignore_patterns("__pycache__"))
+    environment = dict(PYTHONPATH=str(tmp_path), NUMBA_CACHE_DIR=str(tmp_path / "cache"))
+    assert [finish(start(MASKING, **environment)) for _ in range(2)] == [["64.0 0\n"], ["64.0 1\n"]]
+    lanes = (room / "lanes.py").read_text()
+    (room / "lanes.py").write_text(lanes.replace('compare(">", value', 'compare("<", value'))
+    assert finish(start(MASKING, **environment)) == ["0.0 0\n"]
+
+
+CPU = """
+    import torch
+    from rdpnet_timm.blocks import RDPModule
+    module, x = RDPModule(16, 32).train(), torch.randn(4, 16, 16, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert module.may_fuse(x)
+        module(x).sum().backward()
+    from rdpnet_timm.fused import lanes, tiles
+    print(lanes.REGISTER, lanes.HAS_BFLOAT16, tiles.are_usable())
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("CPU_NAME", "generic"), ("CPU_FEATURES", "+sse4.2"), ("ENABLE_AVX", "0")], ids=str
+)
+def test_loops_keep_to_the_cpu_that_numba_compiles_for(tmp_path, name, value):
+    environment = {f"NUMBA_{name}": value, "NUMBA_CACHE_DIR": str(tmp_path)}
+    assert finish(start(CPU, **environment)) == ["16 False False\n"]
+
+
+DISABLED = """
+    import torch
+    from rdpnet_timm.blocks import RDPModule
+    print(RDPModule(16, 32).train()(torch.randn(4, 16, 16, 16)).shape)
+"""
+
+
+def test_where_numba_is_told_not_to_compile_training_says_so_and_goes_branch_by_branch():
+    (printed,) = finish(start(DISABLED, NUMBA_DISABLE_JIT="1"))
+    assert "branch by branch (NUMBA_DISABLE_JIT is set" in printed and "torch.Size([4, 32, 16, 16])" in printed
 
 
 NO_CACHE = """

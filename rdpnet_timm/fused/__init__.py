@@ -7,9 +7,10 @@ the same way and gives the gradient of every branch's weight, scale and shift.
 
     conditions           where the fused step is exact and not slower
     step                 the autograd functions
-    reference            the same functions branch by branch, for gradients of gradients
+    reference            the same functions branch by branch, for gradients of gradients and of vmap
     products             matrix products
     loops  vector_loops  the passes over maps, plain and by vector registers (lanes)
+    tile_loops           the products of bfloat16 maps by AMX tiles (tiles)
     formulas             what is per channel, with its derivation
     threads  jit         running compiled functions on several threads; compiling them
     inductor             the same step in torch's operations, for torch.compile on a GPU

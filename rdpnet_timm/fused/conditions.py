@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.utils import _python_dispatch as python_dispatch
+from torch.utils._device import DeviceContext
 
 __all__ = [
     "have_hooks",
@@ -25,6 +26,7 @@ __all__ = [
 SMALLEST = 256  # positions of a batch; with fewer, a fused step's calls cost more than the branches
 IN_GRAPH = ("cuda",)  # where a step is compiled rather than computed by our own loops
 DTYPES = (torch.float32, torch.float64)
+AUTOCAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # of maps; parameters are float32
 # torch's hooks of all modules; the function that asks for them all came after torch 2.5
 GLOBAL_HOOKS = tuple(f"_global_{kind}_hooks" for kind in ("forward", "forward_pre", "backward", "backward_pre"))
 IS_INSTALLED = importlib.util.find_spec("numba") is not None
@@ -38,10 +40,10 @@ def is_installed() -> bool:
 
 @cache
 def load_step() -> Optional[ModuleType]:
-    """The module :mod:`.step`, or None, with a line in the log, where Numba is missing or cannot be imported."""
+    """The module :mod:`.step`, or None, with a line in the log, where Numba is missing, broken or does not compile."""
     try:
         from . import step
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # llvmlite raises the latter where its library cannot be loaded
         _logger.warning(
             "Training branch by branch (%s). With Numba the same training takes about half of the time and a third of "
             'the memory on a CPU: pip install "rdpnet-timm[fused]"',
@@ -67,11 +69,24 @@ def will_fuse(x: Tensor, convs: Sequence[nn.Conv2d], norms: Sequence[nn.Module])
     if x.shape[0] * x.shape[2] * x.shape[3] < SMALLEST:
         return False
     autocast = torch.is_autocast_enabled("cpu")
-    dtype = torch.float32 if autocast else x.dtype
-    if dtype not in DTYPES or (autocast and x.dtype == torch.float64):
+    if x.dtype not in (AUTOCAST_DTYPES if autocast else DTYPES):
         return False
-    parameters = [conv.weight for conv in convs] + [norm.weight for norm in norms] + [norm.bias for norm in norms]
-    return all(parameter.dtype == dtype and type(parameter) is nn.Parameter for parameter in parameters)
+    dtype = torch.float32 if autocast else x.dtype
+    weights, affine = [conv.weight for conv in convs], [each for norm in norms for each in (norm.weight, norm.bias)]
+    for parameter in weights + affine:
+        if parameter.dtype != dtype or type(parameter) is not nn.Parameter:
+            return False
+    return _shapes_agree(x, convs, weights, affine)
+
+
+def _shapes_agree(x: Tensor, convs: Sequence[nn.Conv2d], weights: Sequence[Tensor], affine: Sequence[Tensor]) -> bool:
+    """Whether shapes are those that ``convs`` tell of; otherwise it is for the branches to raise an error."""
+    if x.shape[1] != convs[0].in_channels:
+        return False
+    for conv, weight in zip(convs, weights):
+        if weight.shape != (conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size):
+            return False
+    return all(parameter.numel() == convs[0].out_channels for parameter in affine)
 
 
 def leaves_graph(x: Tensor, norms: Sequence[nn.Module]) -> bool:
@@ -100,6 +115,9 @@ def joins_graph(x: Tensor, convs: Sequence[nn.Conv2d], norms: Sequence[nn.Module
         and not _is_exporting()
         and x.device.type in IN_GRAPH
         and norms_are_known(norms)
+        and _shapes_agree(
+            x, convs, [conv.weight for conv in convs], [each for norm in norms for each in (norm.weight, norm.bias)]
+        )
         # one position is batch norm's error to raise
         and x.shape[0] * x.shape[2] * x.shape[3] > convs[0].stride[0] * convs[0].stride[1]
     )
@@ -110,7 +128,8 @@ def norms_are_known(norms: Sequence[nn.Module]) -> bool:
     return all(
         type(norm) is nn.BatchNorm2d
         and norm.training
-        and norm.affine
+        and norm.weight is not None
+        and norm.bias is not None
         and norm.running_mean is not None
         and norm.num_batches_tracked is not None
         for norm in norms
@@ -125,9 +144,12 @@ def _is_plain_eager() -> bool:
         is_transformed = torch._C._functorch.peek_interpreter_stack() is not None  # vmap, grad, jvp
         has_dual = torch.autograd.forward_ad._current_level >= 0
         is_watched = python_dispatch._get_current_dispatch_mode() is not None
+        function_modes = [torch._C._get_function_stack_at(i) for i in range(torch._C._len_torch_function_stack())]
     except AttributeError:  # a torch that cannot be asked
         return False
-    return not (is_transformed or has_dual or is_watched)
+    if is_transformed or has_dual or is_watched:
+        return False
+    return all(type(mode) is DeviceContext for mode in function_modes)  # which is torch.set_default_device
 
 
 def have_hooks(modules: Sequence[nn.Module]) -> bool:

@@ -1,12 +1,29 @@
 """Compiling by Numba, with a cache on disk where there is a place for one."""
 
+import hashlib
 import uuid
 from contextlib import suppress
-from typing import Any, Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Callable, FrozenSet
 
 import numba
+from numba.core.codegen import get_host_cpu_features
 
-__all__ = ["compiled", "compiled_part", "compiled_sums"]
+__all__ = ["compiled", "compiled_part", "compiled_sums", "cpu_features"]
+
+_config: Any = numba.config  # whose settings are made from the environment
+if _config.DISABLE_JIT:
+    raise ImportError("NUMBA_DISABLE_JIT is set, and without compiling there is no fused step")
+
+DIGEST = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py")))).hexdigest()
+
+
+def cpu_features() -> FrozenSet[str]:
+    """What the CPU that Numba compiles for has: this one, or what NUMBA_CPU_NAME or NUMBA_CPU_FEATURES say."""
+    given = _config.CPU_FEATURES
+    features = get_host_cpu_features() if given is None else given
+    return frozenset(feature[1:] for feature in features.split(",") if feature.startswith("+"))
 
 
 def _compile(function: Callable[..., Any], fastmath: Any, **more: Any) -> Any:
@@ -15,11 +32,17 @@ def _compile(function: Callable[..., Any], fastmath: Any, **more: Any) -> Any:
         found = numba.njit(function, cache=True, **options)
     except RuntimeError:  # neither the package's folder nor the user's can be written: compile in every process
         return numba.njit(function, **options)
-    # Numba numbers the files of a function, one for each signature. Of two processes that start at once one may write
-    # its code for float64 into the file in which the other's index looks for float32, for good. So they share no names.
     with suppress(AttributeError):
-        file: Any = found._cache._cache_file  # type: ignore[attr-defined]
+        cache: Any = found._cache  # type: ignore[attr-defined]
+        file = cache._cache_file
+        # Numba numbers the files of a function, one for each signature. Of two processes that start at once one may
+        # write its code for float64 into the file in which the other's index looks for float32, for good. So they share
+        # no names.
         file._data_name_pattern = file._data_name_pattern.replace("{number", f"{uuid.uuid4().hex[:16]}.{{number")
+        # Numba takes code for current as long as the function's own file is; but parts of others are compiled into it.
+        file._source_stamp = (file._source_stamp, DIGEST)
+        # Where there is no more room for a file, or it cannot be read, the process compiles for itself.
+        cache._guard_against_spurious_io_errors = partial(suppress, OSError)
     return found
 
 

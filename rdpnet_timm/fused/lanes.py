@@ -1,7 +1,7 @@
 """A vector register as a Numba type: so many neighbouring values of an array, worked on at once.
 
 LLVM vectorises plain loops as well, but with many arrays and few channels it spends its time on checking that they do
-not overlap, and it keeps no sums in registers. Here a loop says what a register holds. A register is as wide as this
+not overlap, and it keeps no sums in registers. Here a loop says what a register holds. A register is as wide as the
 CPU has them, 64 bytes with AVX-512, 32 with AVX2, 16 elsewhere (NEON, SSE); LLVM translates it for any other.
 """
 
@@ -13,6 +13,8 @@ import numba
 from llvmlite import ir
 from numba import types
 from numba.extending import models, overload, register_model
+
+from .jit import cpu_features
 
 __all__ = [
     "accumulate",
@@ -34,13 +36,9 @@ __all__ = [
 intrinsic: Any = numba.extending.intrinsic  # called without the typing context that its functions are declared with
 
 
-def _register_bytes() -> int:
-    features = llvm.get_host_cpu_features()
-    return 64 if features.get("avx512f") else 32 if features.get("avx") else 16
-
-
-REGISTER = _register_bytes()
-HAS_BFLOAT16 = REGISTER == 64 and bool(llvm.get_host_cpu_features().get("avx512bf16"))
+FEATURES = cpu_features()
+REGISTER = 64 if "avx512f" in FEATURES else 32 if "avx" in FEATURES else 16
+HAS_BFLOAT16 = REGISTER == 64 and "avx512bf16" in FEATURES
 if HAS_BFLOAT16:  # its instructions are written as assembly: LLVM's names for them change with its versions
     llvm.initialize_native_asmparser()
 
@@ -77,7 +75,15 @@ class _LanesModel(models.PrimitiveModel):
 
 
 def address(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
-    """Pointer to element ``index`` of a C-contiguous array, counted through all of its dimensions."""
+    """Pointer to element ``index`` of a C-contiguous array, counted through all of its dimensions.
+
+    Raises:
+        TypeError: the array is of another layout, while the function that has it is compiled.
+    """
+    if array_type.layout != "C":
+        raise TypeError(
+            f"loops by registers walk arrays as they lie in memory, expected a C-contiguous one, got {array_type}"
+        )
     return builder.gep(context.make_array(array_type)(context, builder, array).data, [index])
 
 

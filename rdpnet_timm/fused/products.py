@@ -51,7 +51,8 @@ def moments(x: Tensor) -> Tuple[np.ndarray, np.ndarray]:
 
 def outer_sums(a: Tensor, b: Tensor) -> np.ndarray:
     """``a^T b``, ``(C_a, C_b)`` in float64."""
-    if a.shape[1] % 4 == 0 and fills_registers(b.shape[1], b.dtype):
+    is_walked = fills_registers(a.shape[1], a.dtype) if a.dtype == torch.bfloat16 else a.shape[1] % 4 == 0
+    if is_walked and fills_registers(b.shape[1], b.dtype):
         return _outer_loops(a, b, a.shape[1])
     return _outer_blocks(a, b)
 
@@ -61,14 +62,13 @@ def _outer_loops(a: Tensor, b: Tensor, count: int) -> np.ndarray:
     totals = np.zeros((torch.get_num_threads(), count, b.shape[1]))
     sums = vector_loops.outer_sums
     if b.dtype == torch.bfloat16:
-        is_tiled = tiles.are_usable() and fills_registers(a.shape[1], a.dtype)
-        sums = tile_loops.outer_sums if is_tiled else vector_loops.outer_sums_of_pairs
+        sums = tile_loops.outer_sums if tiles.are_usable() else vector_loops.outer_sums_of_pairs
     over_parts(sums, len(a), array(a), array(b), count > a.shape[1], totals)
     return totals.sum(0)
 
 
 def _outer_blocks(a: Tensor, b: Tensor) -> np.ndarray:
-    a, b = rows(a), rows(b)
+    a, b = (_at_least_float32(rows(each)) for each in (a, b))
     whole = len(a) // BLOCK * BLOCK
     total = torch.mm(a[whole:].t(), b[whole:]).double()
     if whole:
@@ -95,12 +95,16 @@ def pointwise(inputs: Sequence[Tensor], weights: Sequence[Tensor], bias: Tensor,
                 passes = tile_loops
         over_parts(passes.pointwise, positions // passes.TILE, maps, matrices, bias.numpy(), relu, array(out))
         return out
-    out = torch.addmm(bias, rows(inputs[0]), weights[0])
+    out = torch.addmm(bias, _at_least_float32(rows(inputs[0])), weights[0])
     for x, weight in zip(inputs[1:], weights[1:]):
-        out.addmm_(rows(x), weight)
+        out.addmm_(_at_least_float32(rows(x)), weight)
     if relu:
         out.relu_()
-    return out.view(n, height, width, channels).permute(0, 3, 1, 2)
+    return out.to(dtype).view(n, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.float() if x.dtype == torch.bfloat16 else x
 
 
 def _pairs(weight: Tensor) -> np.ndarray:

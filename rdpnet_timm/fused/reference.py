@@ -1,4 +1,4 @@
-"""The same functions, branch by branch, of torch's own differentiable operations: for gradients of gradients."""
+"""The same functions, branch by branch, of torch's own operations: for gradients of gradients, and of vmap."""
 
 from typing import Any, Callable, List, Optional, Sequence
 
@@ -46,9 +46,11 @@ def stem(inputs: Sequence[Tensor], eps: Sequence[float], stride: int) -> Tensor:
 def gradients(
     function: Callable[..., Tensor], inputs: Sequence[Tensor], arguments: Sequence[Any], gradient: Tensor
 ) -> List[Optional[Tensor]]:
-    """Gradients of ``function(inputs, *arguments)``, with a graph of their own; None for what requires none."""
+    """Gradients of ``function(inputs, *arguments)``, None for what requires none; with a graph if one is asked for."""
     wanted = [each for each in inputs if each.requires_grad]
     x, *parameters = inputs
-    out = function([x.to(parameters[0].dtype), *parameters], *arguments)  # x may be bfloat16
-    found = iter(torch.autograd.grad(out, wanted, gradient.to(out.dtype), create_graph=True))
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        out = function([x.to(parameters[0].dtype), *parameters], *arguments)  # x may be bfloat16
+    found = iter(torch.autograd.grad(out, wanted, gradient.to(out.dtype), create_graph=create_graph))
     return [next(found) if each.requires_grad else None for each in inputs]

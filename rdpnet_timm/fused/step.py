@@ -50,7 +50,7 @@ def depth_step(
     those of all positions.
     """
     channels = [len(weight)]
-    return _apply(_DepthStep, channels, x, weight, scale, tuple(eps), observe, stride, dilation, *gammas, *betas)
+    return _apply(_DepthStep, channels, x, weight, scale, _floats(eps), observe, stride, dilation, *gammas, *betas)
 
 
 def point_step(
@@ -68,7 +68,7 @@ def point_step(
     """
     groups, number = max(1, shuffle_groups), len(weights)
     channels = weights[0].shape[:2]
-    return _apply(_PointStep, channels, x, tuple(eps), observe, groups, number, *weights, *gammas, *betas)
+    return _apply(_PointStep, channels, x, _floats(eps), observe, groups, number, *weights, *gammas, *betas)
 
 
 def stem_step(
@@ -85,7 +85,12 @@ def stem_step(
 
     The weights are ``(C_out, C, 3, 3)`` and ``(C_out, C, 1, 1)``.
     """
-    return _apply(_StemStep, [len(weight)], x, weight, weight_1x1, tuple(eps), observe, stride, *gammas, *betas)
+    return _apply(_StemStep, [len(weight)], x, weight, weight_1x1, _floats(eps), observe, stride, *gammas, *betas)
+
+
+def _floats(eps: Sequence[float]) -> Tuple[float, ...]:
+    """``eps`` for compiled code, which is made for one type; somebody may have set one to an int."""
+    return tuple(map(float, eps))
 
 
 def _apply(function: Any, channels: Sequence[int], x: Tensor, *arguments: Any) -> Tensor:
@@ -99,9 +104,26 @@ def _apply(function: Any, channels: Sequence[int], x: Tensor, *arguments: Any) -
 
 
 def _channels_last(x: Tensor) -> Tensor:
-    # not contiguous(memory_format): with one channel that is content with strides which the loops cannot walk
+    # with one channel torch's own answer is content with strides which the loops cannot walk
+    if x.shape[1] > 1 and x.is_contiguous(memory_format=torch.channels_last):
+        return x
     inner = x.permute(0, 2, 3, 1)
     return x if inner.is_contiguous() else inner.contiguous().permute(0, 3, 1, 2)
+
+
+def _saved(ctx: Any) -> Tuple[Tensor, ...]:
+    """What the forward pass has kept, maps first: the input and the output.
+
+    Where hooks have put them elsewhere meanwhile, they come back in torch's own memory format.
+    """
+    x, out, *parameters = ctx.saved_tensors
+    return _channels_last(x), _channels_last(out), *parameters
+
+
+def _needs_reference(gradient: Tensor) -> bool:
+    """Whether gradients of gradients are asked for, or ``gradient`` is several in one, of either of torch's vmaps."""
+    batched = torch._C._functorch.is_batchedtensor, torch._C._functorch.is_legacy_batchedtensor
+    return torch.is_grad_enabled() or any(is_batched(gradient) for is_batched in batched)
 
 
 def _empty_map(like: Tensor, n: int, channels: int, height: int, width: int) -> Tensor:
@@ -119,7 +141,7 @@ def _passes(x: Tensor) -> ModuleType:
 
 
 def _arrays(tensors: Sequence[Tensor]) -> Tuple[np.ndarray, ...]:
-    return tuple(tensor.detach().numpy() for tensor in tensors)
+    return tuple(tensor.detach().contiguous().numpy() for tensor in tensors)
 
 
 class _DepthStep(torch.autograd.Function):
@@ -157,9 +179,9 @@ class _DepthStep(torch.autograd.Function):
     @staticmethod
     @_as_forward
     def backward(ctx: Any, gradient: Tensor):
-        x, out, weight, scale, *affine = ctx.saved_tensors
+        x, out, weight, scale, *affine = _saved(ctx)
         eps, stride, dilation = ctx.arguments
-        if torch.is_grad_enabled():  # a gradient of this gradient is asked for
+        if _needs_reference(gradient):
             inputs = (x, weight, scale, *affine)
             found = reference.gradients(reference.depth, inputs, (eps, stride, dilation), gradient)
             return (*found[:3], *(None,) * 4, *found[3:])
@@ -244,7 +266,7 @@ class _PointStep(torch.autograd.Function):
         matrices = [weight.detach().flatten(1) for weight in weights]
         branches = len(affine) // 2
         if branches > number:
-            matrices.append(torch.eye(x.shape[1], dtype=weights[0].dtype))
+            matrices.append(torch.eye(x.shape[1], dtype=weights[0].dtype, device=x.device))
         stacked = _unshuffled(torch.stack(matrices), groups)
         state = _PointState(x, stacked, affine[:branches], affine[branches:], eps)
         out = products.pointwise((x,), (state.kernel.t(),), state.bias, relu=True)
@@ -256,9 +278,9 @@ class _PointStep(torch.autograd.Function):
     @staticmethod
     @_as_forward
     def backward(ctx: Any, gradient: Tensor):
-        x, out, *parameters = ctx.saved_tensors
+        x, out, *parameters = _saved(ctx)
         eps, groups, number = ctx.arguments
-        if torch.is_grad_enabled():
+        if _needs_reference(gradient):
             found = reference.gradients(reference.point, (x, *parameters), (eps, groups, number), gradient)
             return (found[0], *(None,) * 4, *found[1:])
         of_x, of_weights, of_gammas, beta = ctx.state.gradients(gradient, out, x, ctx.needs_input_grad[0])
@@ -310,9 +332,9 @@ class _StemStep(torch.autograd.Function):
     @staticmethod
     @_as_forward
     def backward(ctx: Any, gradient: Tensor):
-        x, out, weight, weight_1x1, *affine = ctx.saved_tensors
+        x, out, weight, weight_1x1, *affine = _saved(ctx)
         eps, stride = ctx.arguments
-        if torch.is_grad_enabled():
+        if _needs_reference(gradient):
             inputs = (x, weight, weight_1x1, *affine)
             found = reference.gradients(reference.stem, inputs, (eps, stride), gradient)
             return (None, *found[1:3], *(None,) * 3, *found[3:])

@@ -6,6 +6,7 @@ have the entry point ``GOMP_parallel``, through which compiled code hands a func
 """
 
 import ctypes
+import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any, Callable, List, Optional
@@ -35,6 +36,10 @@ def _openmp() -> Optional[Any]:
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="rdpnet")
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows; a child process has none of the threads
+    os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 def over_parts(function: Any, count: int, *arguments: Any) -> None:

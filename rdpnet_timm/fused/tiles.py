@@ -10,14 +10,13 @@ import platform
 from functools import cache
 from typing import Any
 
-import llvmlite.binding as llvm
 import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
 
 from .jit import compiled_part
-from .lanes import HAS_BFLOAT16, address, intrinsic
+from .lanes import FEATURES, HAS_BFLOAT16, address, intrinsic
 
 __all__ = ["add_products", "are_usable", "configure", "release", "shapes", "store_sums", "transpose", "zero_sums"]
 
@@ -28,9 +27,8 @@ _SYSCALL, _REQUEST, _TILE_DATA = 158, 0x1023, 18  # arch_prctl(ARCH_REQ_XCOMP_PE
 
 @cache
 def are_usable() -> bool:
-    """Whether this CPU has tiles that multiply bfloat16, and Linux, which is asked, gives them to this process."""
-    features = llvm.get_host_cpu_features()
-    has_tiles = HAS_BFLOAT16 and features.get("amx-tile") and features.get("amx-bf16")
+    """Whether the CPU has tiles that multiply bfloat16, and Linux, which is asked, gives them to this process."""
+    has_tiles = HAS_BFLOAT16 and {"amx-tile", "amx-bf16"} <= FEATURES
     if not has_tiles or platform.system() != "Linux":
         return False
     return ctypes.CDLL(None).syscall(_SYSCALL, _REQUEST, _TILE_DATA) == 0
