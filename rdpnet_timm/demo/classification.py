@@ -114,8 +114,9 @@ def _print_comparison(found: Comparison, narrator: Narrator) -> None:
         f"Pictures that the two forms classify differently: {found.disagreements}. Their {found.verification}."
     )
     ratio = found.latency.ratio(*FORMS)
+    interval = "" if ratio.low is None else f"95 % interval {ratio.low:.1f} to {ratio.high:.1f}, "
     narrator.say(
-        f"The deploy form is {ratio.estimate:.1f} times as fast (95 % interval {ratio.low:.1f} to {ratio.high:.1f}, "
-        f"{found.latency.rounds} interleaved rounds, {torch.get_num_threads()} threads"
+        f"The deploy form is {ratio.estimate:.1f} times as fast ({interval}{found.latency.rounds} interleaved rounds, "
+        f"{torch.get_num_threads()} threads"
         f"{'; the machine was busy' if found.latency.is_noisy else ''})."
     )
