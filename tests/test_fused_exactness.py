@@ -1,6 +1,7 @@
 """The fused train step is the branches' own step: output, every gradient and every running statistic."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -33,6 +34,26 @@ def with_tiles(request, monkeypatch):
         monkeypatch.setattr(tiles, "are_usable", lambda: False)
     elif not tiles.are_usable():
         pytest.skip("for a CPU with AMX")
+
+
+@pytest.mark.parametrize(
+    ("features", "system", "answer", "usable"),
+    [
+        ({"amx-tile", "amx-bf16"}, "Linux", 0, True),
+        ({"amx-tile", "amx-bf16"}, "Linux", -1, False),  # an old kernel, or a sandbox
+        ({"amx-tile", "amx-bf16"}, "Windows", 0, False),
+        ({"amx-tile", "amx-int8"}, "Linux", 0, False),
+    ],
+)
+def test_tiles_are_used_where_linux_gives_them(features, system, answer, usable, monkeypatch):
+    asked = []
+    monkeypatch.setattr(tiles, "HAS_BFLOAT16", True)
+    monkeypatch.setattr(tiles, "FEATURES", frozenset(features))
+    monkeypatch.setattr(tiles.platform, "system", lambda: system)
+    libc = SimpleNamespace(syscall=lambda *arguments: asked.append(arguments) or answer)
+    monkeypatch.setattr(tiles.ctypes, "CDLL", lambda name: libc)
+    assert tiles.are_usable.__wrapped__() is usable
+    assert asked in ([], [(158, 0x1023, 18)]) and bool(asked) == (system == "Linux" and "amx-bf16" in features)
 
 
 @pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])

@@ -36,10 +36,14 @@ CLASSES = {
 }
 
 
+def _family(limit: Optional[str]) -> Optional[str]:
+    """The family of kernels of a class by oneDNN's name for it; None where there is no such class."""
+    return next((each.family for each in CLASSES.values() if each.onednn == (limit or "").upper()), None)
+
+
 def crashing(limit: Optional[str]) -> Tuple[str, ...]:
     """Networks that OpenVINO, held to ``limit``, oneDNN's name of a class, cannot run on this CPU without a crash."""
-    family = next((each.family for each in CLASSES.values() if each.onednn == (limit or "").upper()), None)
-    return _CRASHING if family == "avx2" and "avx512f" in cpu_flags() else ()
+    return _CRASHING if _family(limit) == "avx2" and "avx512f" in cpu_flags() else ()
 
 
 def runnable(names: Sequence[str]) -> List[str]:
@@ -124,7 +128,7 @@ def require_class(limit: str, form: Form, precisions: Sequence[str]) -> Dict[str
         RuntimeError: a kernel is of a class above, or none is of the class itself.
     """
     found = {precision: kernels(form, precision) for precision in precisions}
-    family = next((each.family for each in CLASSES.values() if each.onednn == limit.upper()), None)
+    family = _family(limit)
     if family is None:  # a limit that the user has set without --isa
         return found
     names = [name for each in found.values() for name in each]

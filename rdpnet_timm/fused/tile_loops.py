@@ -10,7 +10,7 @@ import numpy as np
 from .jit import compiled
 from .lanes import accumulate, lane_count, load, relu, store
 from .tiles import PAIRS, SUMS, add_products, configure, release, shapes, store_sums, transpose, zero_sums
-from .vector_loops import add_sums, pair_positions
+from .vector_loops import add_sums, fill_panel, pair_positions
 
 BLOCK = 512  # positions whose products are summed in float32, and which stay in the cache meanwhile
 TILE = SUMS  # positions that :func:`pointwise` works on at once
@@ -80,12 +80,7 @@ def pointwise(start: int, stop: int, part: int, inputs: Any, weights: Any, bias:
     for first in range(start * TILE, last, BLOCK):
         for c in range(0, width, SUMS):
             other = lanes if c + lanes < width else 0  # a single tile is computed twice
-            to = 0
-            for weight in weights:
-                for k in range(weight.shape[0]):
-                    store(panel, to, load(weight, k * width + c))
-                    store(panel, to + lanes, load(weight, k * width + c + other))
-                    to += SUMS
+            fill_panel(weights, c, other, panel)
             b, other_b = load(bias, c), load(bias, c + other)
             for position in range(first, min(first + BLOCK, last), TILE):
                 position = min(position, last - TILE)

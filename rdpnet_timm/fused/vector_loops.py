@@ -38,6 +38,7 @@ __all__ = [
     "depth_backward_sums",
     "depth_output",
     "depth_sums",
+    "fill_panel",
     "masked_gradient",
     "outer_sums",
     "outer_sums_of_pairs",
@@ -455,12 +456,7 @@ def pointwise(start: int, stop: int, part: int, inputs: Any, weights: Any, bias:
     for first in range(start * TILE, last, BLOCK // TILE * TILE):
         for c in range(0, width, 2 * lanes):
             other = lanes if c + lanes < width else 0  # a single register is computed twice
-            to = 0
-            for weight in weights:
-                for k in range(weight.shape[0]):
-                    store(panel, to, load(weight, k * width + c))
-                    store(panel, to + lanes, load(weight, k * width + c + other))
-                    to += 2 * lanes
+            fill_panel(weights, c, other, panel)
             for position in range(first, min(first + BLOCK // TILE * TILE, last), TILE):
                 position = min(position, last - TILE)
                 s0 = s1 = s2 = s3 = s4 = s5 = load(bias, c)
@@ -490,6 +486,17 @@ def pointwise(start: int, stop: int, part: int, inputs: Any, weights: Any, bias:
                 _store_pair(out, o + 3 * width, other, s3, t3, is_relu)
                 _store_pair(out, o + 4 * width, other, s4, t4, is_relu)
                 _store_pair(out, o + 5 * width, other, s5, t5, is_relu)
+
+
+@compiled_part
+def fill_panel(weights: Any, c: int, other: int, panel: Any) -> None:
+    """Bring two registers of every row of ``weights``, from column ``c`` and ``c + other``, to lie together."""
+    lanes, to = lane_count(panel), 0
+    for weight in weights:
+        for i in range(c, weight.size, weight.shape[1]):
+            store(panel, to, load(weight, i))
+            store(panel, to + lanes, load(weight, i + other))
+            to += 2 * lanes
 
 
 @compiled_part

@@ -14,8 +14,8 @@ import torch
 __all__ = ["cores", "cpu_flags", "describe", "has_bfloat16", "has_vnni", "memory", "require_threads"]
 
 # oneDNN's names of instruction sets without VNNI, and of those with it that do not multiply bfloat16
-BELOW_VNNI = ("SSE41", "AVX", "AVX2", "AVX512_CORE")
-BELOW_BFLOAT16 = ("AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE_VNNI")
+_BELOW_VNNI = ("SSE41", "AVX", "AVX2", "AVX512_CORE")
+_BELOW_BFLOAT16 = ("AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE_VNNI")
 _X86 = ("amd64", "i386", "i686", "x86", "x86_64")  # as systems name it
 # what decides about INT8 and bfloat16, by Linux's flags
 _EXTENSIONS = {"VNNI": {"avx_vnni", "avx512_vnni"}, "BF16": {"avx512_bf16", "bf16"}, "AMX": {"amx_int8"}}
@@ -64,7 +64,7 @@ def has_bfloat16() -> bool:
 
     A limit set by ``ONEDNN_MAX_CPU_ISA`` counts.
     """
-    return bool(cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"}) and not _is_held_to(*BELOW_VNNI, *BELOW_BFLOAT16)
+    return bool(cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"}) and not _is_held_to(*_BELOW_VNNI, *_BELOW_BFLOAT16)
 
 
 def has_vnni() -> bool:
@@ -75,7 +75,7 @@ def has_vnni() -> bool:
     """
     if platform.machine().lower() not in _X86:
         return True
-    return bool(cpu_flags() & {"avx_vnni", "avx512_vnni"}) and not _is_held_to(*BELOW_VNNI)
+    return bool(cpu_flags() & {"avx_vnni", "avx512_vnni"}) and not _is_held_to(*_BELOW_VNNI)
 
 
 def _is_held_to(*limits: str) -> bool:
