@@ -639,13 +639,12 @@ def _bench(args: argparse.Namespace) -> None:
 
     from .bench.backends import PRECISIONS
     from .bench.isa import run_classes
-    from .bench.run import BACKENDS, NAMES, run
+    from .bench.run import BACKENDS, run
     from .bench.training import select
 
     precisions, command = args.precision or PRECISIONS, args.recorded_command or _command_line()
     if args.isa:
-        names = [name for name in NAMES if name != "training"] if "all" in args.tables else args.tables
-        arguments = [*names, "--precision", *precisions, "--threads", *map(str, args.threads)]
+        arguments = [*args.tables, "--precision", *precisions, "--threads", *map(str, args.threads)]
         arguments += ["--recorded-command", command]
         arguments += ["--rounds", str(args.rounds), *(["--quick"] if args.quick else [])]
         run_classes(args.isa, arguments, Path(args.output))
@@ -663,13 +662,16 @@ def _bench(args: argparse.Namespace) -> None:
     )
 
 
+_OUTPUT = "folder for {0}.md and {0}.json; a complete result there is not replaced"
+
+
 def _add_bench_int8_speed(subcommands: Subcommands) -> None:
     parser = subcommands.add_parser(
         "bench int8-speed",
         help="every width in every runtime and precision, beside the machine's bound",
         description="What each runtime makes of each width, in float and INT8, beside what the machine can do at best.",
     )
-    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder for speed.md and speed.json")
+    parser.add_argument("-o", "--output", required=True, metavar="DIR", help=_OUTPUT.format("speed"))
     parser.add_argument(
         "--widths",
         nargs="+",
@@ -749,7 +751,7 @@ def _add_bench_int8_accuracy(subcommands: Subcommands) -> None:
     parser.add_argument("source", metavar="MODEL_OR_CHECKPOINT")
     parser.add_argument("--model", metavar="NAME", help="timm name of the model, where the file does not say it")
     parser.add_argument("--data", required=True, metavar="DATA", help="as 'rdpnet train' takes it")
-    parser.add_argument("-o", "--output", required=True, metavar="DIR", help="folder for accuracy.md and accuracy.json")
+    parser.add_argument("-o", "--output", required=True, metavar="DIR", help=_OUTPUT.format("accuracy"))
     parser.add_argument("--calibration-images", type=_count, default=300, metavar="N", help="[%(default)s]")
     parser.add_argument("--test-images", type=_count, metavar="N", help="N of them, spread evenly [all]")
     parser.add_argument("--threads", type=_count, default=1, metavar="N", help="[%(default)s]")

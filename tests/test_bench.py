@@ -316,6 +316,34 @@ def test_each_class_has_a_process_and_a_folder_of_its_own(tmp_path, monkeypatch)
     assert recorded == [typed, typed]
 
 
+def test_all_tables_of_a_class_go_on_after_an_interruption_but_for_training(tmp_path, monkeypatch, capsys):
+    commands = []
+    monkeypatch.setattr(isa, "cpu_flags", lambda: frozenset({"avx2"}))
+
+    def run_process(command, env):
+        commands.append(command)
+        return isa.subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(isa.subprocess, "run", run_process)
+    assert cli.main(["bench", "all", "--isa", "avx2", "-o", str(tmp_path)]) == 0
+    assert commands[0][3:6] == ["bench", "all", "--precision"]
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    (tmp_path / "table5.json").write_text('{"complete": true, "quick": false}')
+    assert plan(["all"], tmp_path) == [name for name in run.NAMES if name not in ("table5", "training")]
+    assert "training is left out: training cannot be held to AVX2" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="leave --isa away"):
+        plan(["training"], tmp_path)
+
+
+@pytest.mark.parametrize("backend", ["eager", "onnxruntime"])
+def test_a_network_whose_outputs_are_not_finite_is_no_contestant(backend):
+    layer = torch.nn.Conv2d(3, 2, 1)
+    torch.nn.init.constant_(layer.weight, torch.nan)
+    form = backends.Form(torch.nn.Sequential(layer, torch.nn.Flatten()), torch.ones(1, 3, 4, 4))
+    functions, _, failures = run._prepare(backend, "float32", 1, {"broken": run._Contestant(form, {})})
+    assert not functions and failures == {"broken": "FloatingPointError: its outputs are not finite"}
+
+
 def test_a_class_that_fails_leaves_the_others_theirs(tmp_path, monkeypatch):
     limits = []
 

@@ -95,6 +95,39 @@ def test_a_width_is_measured_and_written(tmp_path):
     (title, by_contestant), text = written["operators"][0], (tmp_path / "speed.md").read_text()
     assert title == "rdpnet_025, 1 thread" and "Conv depthwise" in by_contestant["onnx"]
     assert "best INT8 against best float32" in text
+    assert written["complete"] and "Unfinished" not in text
+
+
+def test_a_complete_result_is_not_replaced_and_an_unfinished_one_says_so(tmp_path, monkeypatch):
+    pictures_of("ab", tmp_path / "data", (32, 32))
+    model = timm.create_model("rdpnet_025_cifar", num_classes=2)
+    model.pretrained_cfg.pop("label_names", None)
+    monkeypatch.setattr(accuracy, "load_model", lambda *args: model)
+    row = accuracy.Row("PyTorch", "float32", "no", "", 50.0, 100.0)
+
+    def stops(*args):
+        args[-1]([row])
+        raise KeyboardInterrupt
+
+    def ends(*args):
+        args[-1]([row])
+        return [row]
+
+    out = tmp_path / "out"
+    monkeypatch.setattr(accuracy, "evaluate", stops)
+    with pytest.raises(KeyboardInterrupt):
+        accuracy.measure_accuracy("mine.pth", str(tmp_path / "data"), out)
+    assert "Unfinished" in (out / "accuracy.md").read_text()
+    monkeypatch.setattr(accuracy, "evaluate", ends)
+    accuracy.measure_accuracy("mine.pth", str(tmp_path / "data"), out)
+    assert "Unfinished" not in (out / "accuracy.md").read_text()
+    before = (out / "accuracy.json").read_bytes()
+    (out / "speed.json").write_bytes(before)
+    with pytest.raises(FileExistsError, match=r"accuracy\.json' is a complete result: choose another folder"):
+        accuracy.measure_accuracy("mine.pth", str(tmp_path / "data"), out)
+    with pytest.raises(FileExistsError, match=r"speed\.json' is a complete result: choose another folder"):
+        speed.run(out, ["025"], [1])
+    assert (out / "accuracy.json").read_bytes() == (out / "speed.json").read_bytes() == before
 
 
 def pictures_of(classes, folder, size, count=1):
@@ -113,7 +146,7 @@ def test_pictures_are_prepared_as_an_evaluation_does_and_few_are_of_all_classes(
     model.pretrained_cfg.pop("label_names", None)
     monkeypatch.setattr(accuracy, "load_model", lambda *args: model)
     seen = []
-    monkeypatch.setattr(accuracy, "evaluate", lambda model, train, test, *rest: seen.extend([train, test]))
+    monkeypatch.setattr(accuracy, "evaluate", lambda model, train, test, *rest: seen.extend([train, test]) or [])
     accuracy.measure_accuracy("trained.pth.tar", str(tmp_path / "data"), tmp_path / "out", test_images=2)
     train, test = seen
     evaluated = read_test(str(tmp_path / "data"), Preprocessing.of(model))
@@ -190,7 +223,7 @@ def test_what_was_measured_says_when_on_what_and_by_which_command(tmp_path, monk
     monkeypatch.setattr(speed, "compare", lambda *args: (result(onnx=8.0, sgemm=10.0, int8_gemm=2.5), {}))
     speed.run(tmp_path, ["100"], [1], 2, borders=False, command="rdpnet bench int8-speed")
     row = accuracy.Row("PyTorch", "float32", "no", "", 50.0, 100.0)
-    monkeypatch.setattr(accuracy, "evaluate", lambda *args: args[-1]([row]))
+    monkeypatch.setattr(accuracy, "evaluate", lambda *args: args[-1]([row]) or [row])
     accuracy.measure_accuracy(
         "rdpnet_025_cifar.digits", "digits", tmp_path, test_images=2, command="rdpnet bench int8-accuracy"
     )

@@ -24,7 +24,7 @@ from ..extras import is_installed, require_all
 from ..files import atomic_path, require_writable
 from ..measure.machine import has_vnni
 from ..train.data import Images, read_data, require_classes
-from .report import conditions, record
+from .report import UNFINISHED, conditions, record, require_unfinished
 
 __all__ = ["Row", "evaluate", "measure_accuracy"]
 
@@ -173,9 +173,11 @@ def measure_accuracy(
 
     Raises:
         ImportError: a runtime or a quantiser is not installed.
+        OSError: nothing can be written to ``output``, or a complete result is there.
         FileNotFoundError, ValueError: as :func:`.train.data.read_data`, or the images are not of the weights' classes.
     """
     require_all(("onnx", "onnxruntime", "openvino", "nncf"), "rdpnet bench int8-accuracy", "int8")
+    require_unfinished(output / "accuracy.json")
     network = load_model(source, model)
     train, test = read_data(data, preprocessing=Preprocessing.of(network))
     require_classes(test, network.pretrained_cfg.get("label_names"), source)
@@ -188,11 +190,18 @@ def measure_accuracy(
     facts = record(command)
     facts.update(model=source, data=data, test_images=len(test), calibration_images=calibration_images)
 
+    def save(rows: List[Row], complete: bool) -> None:
+        warning = "" if complete else f"{UNFINISHED}\n\n"
+        with atomic_path(output / "accuracy.md") as path:
+            path.write_text(f"{conditions(facts)}\n\n{warning}{head}" + "".join(_line(row) + "\n" for row in rows))
+        whole = {**facts, "complete": complete, "rows": [row._asdict() for row in rows]}
+        with atomic_path(output / "accuracy.json") as path:
+            path.write_text(json.dumps(whole, indent=1) + "\n")
+
     def report(rows: List[Row]) -> None:
         print(_line(rows[-1]), flush=True)
-        with atomic_path(output / "accuracy.md") as path:
-            path.write_text(f"{conditions(facts)}\n\n{head}" + "".join(_line(row) + "\n" for row in rows))
-        with atomic_path(output / "accuracy.json") as path:
-            path.write_text(json.dumps({**facts, "rows": [row._asdict() for row in rows]}, indent=1) + "\n")
+        save(rows, complete=False)
 
-    return evaluate(network, train, test, calibration_images, threads, report)
+    rows = evaluate(network, train, test, calibration_images, threads, report)
+    save(rows, complete=True)
+    return rows

@@ -38,7 +38,7 @@ from ..measure.forms import settle_norms
 from ..measure.size import count
 from ..measure.timing import Measurement, measure
 from .backends import compiled, eager, pin_threads
-from .report import conditions, record
+from .report import UNFINISHED, conditions, record, require_unfinished
 
 __all__ = ["CONTESTANTS", "Result", "operators", "run"]
 
@@ -318,26 +318,28 @@ def run(
 
     Raises:
         ImportError: what a contestant needs is not installed.
-        OSError: nothing can be written to ``output``.
+        OSError: nothing can be written to ``output``, or a complete result is there.
     """
     wanted = set(CONTESTANTS) - set(skip)
     needed = [package for package, contestants in _NEEDED_BY.items() if wanted & set(contestants)]
     require_all(needed, "rdpnet bench int8-speed", "bench")
+    require_unfinished(output / "speed.json")
     require_writable(output)
     facts: Dict[str, Any] = {**record(command), "rounds": rounds}
     results: List[Result] = []
     profiles: List[Tuple[str, Dict[str, Dict[str, float]]]] = []
     folding: Dict[str, Any] = {}
 
-    def save() -> None:
-        text = f"{conditions(facts)}\n\n{_report(results, profiles)}"
+    def save(complete: bool = False) -> None:
+        warning = "" if complete else f"{UNFINISHED}\n\n"
+        text = f"{conditions(facts)}\n\n{warning}{_report(results, profiles)}"
         if folding:
             text += "\n## Normalisation inside the artefact, rdpnet_100, one thread, shortest time in ms\n\n"
             text += "\n".join(f"- {name}: {value:.2f}" for name, value in folding.items()) + "\n"
         measured = [dict(r._asdict(), measurement=r.measurement.to_dict()) for r in results]
         with atomic_path(output / "speed.md") as path:
             path.write_text(text)
-        whole = {**facts, "results": measured, "operators": profiles, "borders": folding}
+        whole = {**facts, "complete": complete, "results": measured, "operators": profiles, "borders": folding}
         with atomic_path(output / "speed.json") as path:
             path.write_text(json.dumps(whole, indent=1) + "\n")
 
@@ -352,5 +354,5 @@ def run(
     if borders and wanted & {*FLOAT, *INT8}:
         timed = compare_borders("rdpnet_100", rounds, skip)
         folding.update({name: timed.minimum(name) for name in timed.samples})
-        save()
+    save(complete=True)
     return results

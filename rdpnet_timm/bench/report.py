@@ -21,8 +21,10 @@ from .tables import DEPLOY, TABLES, Entry
 
 __all__ = [
     "Result", "Start", "best", "comparable", "conditions", "describe_run", "entry_facts", "is_wrong", "markdown",
-    "measure_run", "measure_runs", "record", "rows", "write",
+    "measure_run", "measure_runs", "record", "require_unfinished", "rows", "write",
 ]  # fmt: skip
+
+UNFINISHED = "**Unfinished, or interrupted: what is here was measured, the rest is missing.**"
 
 Result = Dict[str, Any]
 # start(description, runs done, runs in all) gives progress(turns done, turns in all)
@@ -90,6 +92,17 @@ def _append(result: Result, measurement: Measurement, facts: Dict[str, Any]) -> 
     result["runs"].append({**facts, "measurement": measurement.to_dict(), "ratios": ratios})
 
 
+def require_unfinished(path: Path) -> None:
+    """Raise a FileExistsError where a result is there that was measured to its end, in all its rounds."""
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        is_whole = result["complete"] and not result.get("quick")
+    except (AttributeError, OSError, LookupError, TypeError, ValueError):  # none, or what is left of one
+        return
+    if is_whole:
+        raise FileExistsError(f"'{path}' is a complete result: choose another folder, or move it away")
+
+
 def describe_run(run: Mapping[str, Any]) -> str:
     """Backend, precision where it is not float32, and threads, as a heading says them."""
     return f"{_backend(run)}, {_threads(run)}"
@@ -150,7 +163,7 @@ def markdown(result: Result, details: bool = True, ties: bool = True) -> str:
     if result["quick"]:
         parts.append("**A quick run, to see that everything works: its times are not to be quoted.**")
     if not result["complete"]:
-        parts.append("**Unfinished, or interrupted: what is here was measured, the rest is missing.**")
+        parts.append(UNFINISHED)
     sweeps = [run for run in result["runs"] if any(one.get("x") for one in run["contestants"].values())]
     many_threads = not sweeps and len({run["threads"] for run in result["runs"]}) > 1
     groups: Dict[str, List[Dict[str, Any]]] = {}  # by heading

@@ -1,12 +1,12 @@
 """Measure tables: build the contestants, let them take turns, write what comes out after every run."""
 
-import json
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
+import numpy as np
 import torch
 
 from ..extras import is_installed, require_all
@@ -16,7 +16,7 @@ from ..measure.machine import require_threads
 from ..measure.size import count, count_macs
 from . import backends as runtimes
 from . import isa
-from .report import Result, Start, entry_facts, markdown, measure_runs, record, write
+from .report import Result, Start, entry_facts, markdown, measure_runs, record, require_unfinished, write
 from .tables import DEPLOY, TABLES, Comparison, Entry, Table
 from .throughput import THROUGHPUT_NOTE, THROUGHPUT_TITLE, Pair, measure_throughput, streaming
 from .training import SETTINGS, TRAINING_NOTE, TRAINING_TITLE, Setting, measure_training, require_training
@@ -143,18 +143,7 @@ def _require_table(name: str, output: Path, pairs: Sequence[Pair], precisions: S
         require_training(precisions)
     elif name == "throughput":
         streaming(pairs)
-    path = output / f"{name}.json"
-    if _is_complete(path):
-        raise FileExistsError(f"'{path}' is a complete result: choose another folder, or move it away")
-
-
-def _is_complete(path: Path) -> bool:
-    """Whether a result is there that was measured to its end, in all its rounds."""
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        return result["complete"] and not result["quick"]
-    except (OSError, LookupError, TypeError, ValueError):  # none, or what is left of one
-        return False
+    require_unfinished(output / f"{name}.json")
 
 
 @contextmanager
@@ -331,7 +320,8 @@ def _prepare(
                 if contestant.form.has_snr:
                     snr = round(runtimes.signal_to_noise(contestant.form, run), 1)
                 function = partial(run, contestant.form.x.numpy())
-            function()
+            if not np.isfinite(np.asarray(function())).all() and snr is None:  # which is -300 then, and says it
+                raise FloatingPointError("its outputs are not finite")
             functions[key], facts[key] = function, {**contestant.facts, "snr_db": snr}
         except Exception as error:  # whatever a runtime raises for a network that it cannot run
             failures[key] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

@@ -1,5 +1,6 @@
 """What training costs: a step of the train form either way, of the same network with single branches, of MobileOne."""
 
+import os
 import warnings
 from dataclasses import dataclass
 from itertools import accumulate, product
@@ -161,9 +162,14 @@ def require_training(precisions: Sequence[str]) -> None:
 
     Raises:
         ImportError: Numba is missing, without which the fused step is computed branch by branch.
-        ValueError: the CPU multiplies in none of ``precisions``.
+        ValueError: the CPU multiplies in none of ``precisions``, or is held to a class (:mod:`.isa`).
     """
     require_all(("numba",), "the table training", "bench")
+    if limit := os.environ.get("ONEDNN_MAX_CPU_ISA"):
+        raise ValueError(
+            f"training cannot be held to {limit}, which of the kernels of a train step holds only some: leave --isa "
+            "away, or unset ONEDNN_MAX_CPU_ISA"
+        )
     names = [_name(each) for each in _precisions("cpu")]
     if not set(names) & set(precisions):
         raise ValueError(
