@@ -249,6 +249,43 @@ def test_boxes_that_mmdet_takes_as_they_are_are_a_warning(own: Path, content: An
     assert len(build_dataset(boxes(own))) == 8
 
 
+def test_what_mmdets_filter_leaves_out_is_a_warning_and_nothing_left_an_error(own: Path) -> None:
+    path = own / "data/parts/Annotations" / f"{first(own, 'parts')}.xml"
+    path.write_bytes(xml(box=(11, 21, 31, 41), size=(256, 20)))
+
+    def warnings(**others: Any) -> Any:
+        errors, found = check_data({**boxes(own), **others})
+        return [] if errors else [warning for warning in found if "another size" not in warning]
+
+    assert warnings(filter_cfg=dict(bbox_min_size=20, min_size=20)) == []
+    for name, told, kept in (
+        ("bbox_min_size", "have boxes with a side below filter_cfg.bbox_min_size=21, which are left out", (8, 1)),
+        ("min_size", "give a picture a side below filter_cfg.min_size=21, and it is left out", (7, 0)),
+    ):
+        built = build_dataset({**boxes(own), "filter_cfg": {name: 21}})
+        assert (len(built), built.get_data_info(0)["instances"][0]["ignore_flag"]) == kept
+        assert warnings(filter_cfg={name: 21}) == [f"1 of 8 annotations {told}: {path}"]
+        assert warnings(filter_cfg={name: 21}, test_mode=True) == []
+        (error,) = check_data({**boxes(own), "filter_cfg": {name: 300}}).errors
+        assert "there is no object in" in error and error.endswith("no crowd and not left out")
+
+
+def test_a_folder_that_mmdet_does_not_look_into_is_told(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = boxes(own)
+    del dataset["data_prefix"]
+    (error,) = check_data(dataset).errors
+    assert error.endswith("set data_prefix=dict(sub_data_root='')")
+    with pytest.raises(FileNotFoundError):
+        build_dataset(dataset)
+    monkeypatch.chdir(own / "data/parts")
+    assert check_data(dataset) == ([], []) and len(build_dataset(dataset)) == 8
+    dataset = coco(own, data_prefix=dict(img_path="JPEGImages"))
+    (error,) = check_data(dataset).errors
+    assert "data_prefix has no img" in error
+    with pytest.raises(KeyError):
+        build_dataset(dataset)
+
+
 @pytest.mark.parametrize("what", ["nothing", "difficult", "fractions"])
 def test_no_object_to_train_on_is_an_error_and_none_to_test_on_a_warning(own: Path, what: str) -> None:
     contents = dict(
@@ -362,6 +399,10 @@ def test_masks_of_one_label_and_255_are_an_error_for_training_and_a_warning_else
                           "another number for 255")  # fmt: skip
     errors, (warning,) = check_data(masks(own), is_training=False)
     assert not errors and error.endswith(warning)
+    dataset = {**masks(own), "metainfo": dict(classes=("road",))}
+    (error,) = check_data(dataset).errors  # its loss is 0, whatever the network says
+    assert "masks looked through there is no second class; their labels are [0, 255]" in error
+    assert check_data(dataset, is_training=False) == ([], [])
     relabelled(own, {255: 0})
     assert check_data(masks(own)).errors[0].endswith("their labels are [0]")
 
@@ -429,9 +470,21 @@ def test_classes_are_read_from_a_file_as_mmengine_does(own: Path) -> None:
         _require_data(cfg, "train_dataloader")
     with pytest.raises(ValueError, match=r"the string 'bolt', .* one class is \('bolt',\)"):
         check_data({**boxes(own), "metainfo": dict(classes="bolt")})
+    with pytest.raises(ValueError, match="a set has another order in each run"):
+        check_data({**boxes(own), "metainfo": dict(classes={"bolt", "nut"})})
     voc = dict(type="PascalVOCDataset", metainfo=dict(classes=str(file)))
     _take_own_classes(voc)
     assert voc["type"] == "mmseg.BaseSegDataset"
+
+
+def test_heads_of_ones_own_number_need_classes_in_the_metainfo(own: Path) -> None:
+    dataset = {**masks(own), "type": "PascalVOCDataset"}
+    cfg = dict(train_dataloader=dict(dataset=dataset), model=dict(decode_head=dict(num_classes=3)))
+    del dataset["metainfo"]
+    with pytest.raises(ValueError, match=r"num_classes is 3, .* 21 classes .*, those of a PascalVOCDataset"):
+        _require_data(cfg, "train_dataloader")
+    cfg["model"]["decode_head"]["num_classes"] = 21
+    _require_data(cfg, "train_dataloader")
 
 
 def test_a_head_for_borders_has_two_classes_of_its_own() -> None:
@@ -567,6 +620,7 @@ def test_the_runner_stops_before_it_builds_with_all_faults_and_the_layout_not_vo
     ("wrong", "error", "told"),
     [
         (dict(classes="bolt"), TypeError, r'one class is \("bolt",\)'),
+        (dict(classes={"a"}), TypeError, "a set has another order in each run"),
         (dict(classes=()), ValueError, "each once"),
         (dict(classes=("a", "a")), ValueError, "each once"),
         (dict(size=(320,)), ValueError, r"got \(320,\)"),
@@ -582,6 +636,14 @@ def test_a_wrong_argument_is_refused(function: Any, wrong: Dict[str, Any], error
         function(**{**dict(folder="data", classes=("a", "b"), size=(64, 64), epochs=1), **wrong})
 
 
-def test_masks_need_batches_of_two() -> None:
+def test_masks_need_batches_of_two_and_a_second_class() -> None:
     with pytest.raises(ValueError, match="batch norm"):
         segmentation("data", ("a", "b"), (64, 64), 1, batch_size=1)
+    with pytest.raises(ValueError, match=r'got \(\'road\',\): .* \("background", "road"\)'):
+        segmentation("data", ("road",), (64, 64), 1)
+
+
+def test_one_head_can_be_changed_without_the_other() -> None:
+    model = segmentation("data", ("a", "b"), (64, 64), 1)["model"]
+    model["decode_head"].update(in_channels=320)
+    assert model["auxiliary_head"] == dict(num_classes=2)

@@ -13,7 +13,16 @@ from torch import nn
 
 from ..allocator import keep_freed_memory, peak_memory
 from ..measure.machine import memory
-from .data_check import Findings, check_data, class_counts, kind_of, leaf_datasets, missing_data, named_classes
+from .data_check import (
+    Findings,
+    check_data,
+    class_counts,
+    kind_of,
+    known_classes,
+    leaf_datasets,
+    missing_data,
+    named_classes,
+)
 
 __all__ = ["DataCheckingRunner"]
 
@@ -184,12 +193,14 @@ def _require_data(cfg: Any, *dataloaders: str) -> None:
 
 def _check_model(cfg: Any, parts: List[Dict[str, Any]], findings: Findings) -> None:
     for dataset in parts:
-        classes = named_classes(dataset)
+        classes = known_classes(dataset)
         if classes is None:
             continue
         for head, count in class_counts(cfg.get("model")).items():
             if count != len(classes):
                 found = f"{head}.num_classes is {count}, the data have {len(classes)} classes ({', '.join(classes)})"
+                if named_classes(dataset) is None:
+                    found += f", those of a {kind_of(dataset)} without metainfo=dict(classes=...)"
                 findings.errors.append(found)
         return  # one message is enough
 
