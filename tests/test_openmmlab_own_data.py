@@ -139,13 +139,33 @@ def test_the_table_of_precisions_has_ones_own_classes_also_in_a_folder_called_vo
     (own / "data/parts").rename(own / "data/VOC2007")
     cfg = config_of_the_page("detection", own, **SMALLEST["detection"])
     for dataset in (cfg.train_dataloader.dataset, cfg.val_dataloader.dataset, cfg.test_dataloader.dataset):
+        dataset.type = "VOCDataset"
         dataset.data_root = f"{own}/data/"
         dataset.data_prefix.sub_data_root = "VOC2007/"
         dataset.ann_file = f"VOC2007/{dataset.ann_file}"
-    loop = DataCheckingRunner.from_cfg(cfg).test_loop
-    assert loop.dataloader.dataset.metainfo["dataset_type"] == "VOC2007"  # VOC's names are printed for this
-    assert [metric.dataset_meta["dataset_type"] for metric in loop.evaluator.metrics] == [None]
-    assert loop.evaluator.metrics[0].dataset_meta["classes"] == ("bolt", "nut")
+    given = build_dataset({**cfg.test_dataloader.dataset, "ann_file": f"{own}/data/{dataset.ann_file}"})
+    assert given.metainfo["dataset_type"] == "VOC2007"  # VOC's names are printed for this
+    (metric,) = DataCheckingRunner.from_cfg(cfg).test_loop.evaluator.metrics
+    assert metric.dataset_meta["classes"] == ("bolt", "nut") and "dataset_type" not in metric.dataset_meta
+    voc = dict(type="VOCDataset", metainfo=dict(classes=tuple(VOC_CLASSES)))
+    _take_own_classes(voc)
+    assert voc["type"] == "VOCDataset"
+
+
+def test_boxes_of_more_classes_than_voc_has_can_be_drawn(own: Path) -> None:
+    from mmdet.structures import DetDataSample
+    from mmdet.visualization import DetLocalVisualizer
+    from mmengine.structures import InstanceData
+
+    classes = ("bolt", "nut", *map(str, range(20)))
+    dataset = detection(own / "data/parts", classes, (64, 64), 1)["test_dataloader"]["dataset"]
+    found = InstanceData(bboxes=np.array([[8.0, 8, 40, 40]]), labels=np.array([21]), scores=np.ones(1))
+    visualizer = DetLocalVisualizer()
+    visualizer.dataset_meta = build_dataset(dataset).metainfo
+    visualizer.add_datasample(
+        "one", np.zeros((64, 64, 3), np.uint8), DetDataSample(pred_instances=found), draw_gt=False
+    )
+    assert visualizer.get_image().any()
 
 
 def test_a_voc_config_with_other_metainfo_reads_masks_of_these_classes(own: Path) -> None:
@@ -309,12 +329,12 @@ def test_what_is_in_an_object_of_another_class_is_not_looked_at_as_in_mmdet(own:
 
 
 def test_a_dataset_by_its_class_is_looked_through_as_by_its_name(own: Path) -> None:
-    from mmdet.datasets import CocoDataset, VOCDataset
+    from mmdet.datasets import CocoDataset, XMLDataset
     from mmseg.datasets import BaseSegDataset, PascalVOCDataset
 
     shutil.rmtree(own / "data/parts/JPEGImages")
     shutil.rmtree(own / "data/ground/JPEGImages")
-    for dataset, kind in ((boxes(own), VOCDataset), (coco(own), CocoDataset), (masks(own), BaseSegDataset)):
+    for dataset, kind in ((boxes(own), XMLDataset), (coco(own), CocoDataset), (masks(own), BaseSegDataset)):
         found = check_data(dataset)
         assert found.errors and check_data({**dataset, "type": kind}) == found
     dataset = {**masks(own), "type": PascalVOCDataset}

@@ -216,7 +216,7 @@ def build(config: Union[str, Path], checkpoint: Union[str, Path, None] = None) -
     init_default_scope(scope)
     backbone = settings.model.get("backbone") or {}
     if backbone.get("pretrained") is True:  # a TimmBackbone's, which its constructor would download
-        backbone.pretrained = False
+        backbone["pretrained"] = False
     model = revert_sync_batchnorm(MODELS.build(settings.model))
     if checkpoint is not None:
         weights, meta = read_state_dict(checkpoint)

@@ -47,7 +47,7 @@ def detection(
     def dataset(split: str, **others: Any) -> Settings:
         return dict(
             _delete_=True,
-            type="VOCDataset",
+            type="XMLDataset",  # VOCDataset has a palette of 20 colours, and one more class cannot be drawn
             data_root=str(folder),
             data_prefix=dict(sub_data_root=""),
             ann_file=f"ImageSets/Main/{split}.txt",
