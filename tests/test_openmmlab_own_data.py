@@ -324,8 +324,12 @@ def test_no_object_to_train_on_is_an_error_and_none_to_test_on_a_warning(own: Pa
 def test_what_is_in_an_object_of_another_class_is_not_looked_at_as_in_mmdet(own: Path) -> None:
     path = own / "data/parts/Annotations" / f"{first(own, 'parts')}.xml"
     path.write_bytes(xml(name="<name>washer</name>", box=("nan", 1, 1, 1)))
-    errors, (warning,) = check_data(boxes(own))
-    assert not errors and "'washer' (1)" in warning and len(build_dataset(boxes(own))) == 7  # without the empty one
+    errors, (other, empty) = check_data(boxes(own))
+    assert not errors and "'washer' (1)" in other
+    assert re.search(rf"^1 of 8 annotations have no object .* left out \(filter_cfg.filter_empty_gt\): {path}$", empty)
+    assert len(build_dataset(boxes(own))) == 7
+    kept = {**boxes(own), "filter_cfg": dict(bbox_min_size=1)}
+    assert check_data(kept) == ([], [other]) and len(build_dataset(kept)) == 8
 
 
 def test_a_dataset_by_its_class_is_looked_through_as_by_its_name(own: Path) -> None:
@@ -367,7 +371,8 @@ def test_a_class_without_an_object_is_a_warning(own: Path) -> None:
 
 
 def test_a_class_that_is_left_out_is_a_warning(own: Path) -> None:
-    errors, (warning,) = check_data({**boxes(own), "metainfo": dict(classes=("nut",))})
+    dataset = {**boxes(own), "metainfo": dict(classes=("nut",)), "filter_cfg": None}
+    errors, (warning,) = check_data(dataset)
     assert not errors and re.search(r"are called 'bolt' \(\d+\), .* they are left out", warning)
 
 

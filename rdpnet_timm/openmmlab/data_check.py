@@ -309,11 +309,16 @@ def _check_boxes(part: Dict[str, Any], is_training: bool, findings: Findings) ->
             findings.errors.append(told)
         else:
             _tell_classes(unknown, absent, ann_file, findings)
+    if classes is not None and _filter(part, "filter_empty_gt") and any(annotation.boxes for annotation in annotations):
+        pairs = zip(paths, annotations)
+        empty = [path for path, each in pairs if not each.problem and set(classes).isdisjoint(each.names)]
+        told = "annotations have no object of the classes, and their pictures are left out (filter_cfg.filter_empty_gt)"
+        _collect(empty, told, len(paths), findings.warnings)
     _judge(annotations, paths, headers, ann_file, is_training, findings, **_filter(part, "bbox_min_size", "min_size"))
 
 
 def _filter(part: Dict[str, Any], *names: str) -> Dict[str, int]:
-    """Those of mmdet's limits in pixels that a dataset has; one to test on has none."""
+    """Those of mmdet's filters that a dataset has; one to test on has none."""
     limits = {} if part.get("test_mode") else part.get("filter_cfg") or {}
     return {name: limits[name] for name in names if limits.get(name)}
 
