@@ -512,6 +512,14 @@ def test_heads_of_ones_own_number_need_classes_in_the_metainfo(own: Path) -> Non
     _require_data(cfg, "train_dataloader")
 
 
+def test_classes_in_another_order_than_in_training_are_an_error(own: Path) -> None:
+    cfg = config_of_the_page("detection", own)
+    cfg.val_dataloader.dataset.metainfo.classes = ("nut", "bolt")
+    _require_data(cfg, "train_dataloader", "test_dataloader")
+    with pytest.raises(ValueError, match="come as nut, bolt, and in the train_dataloader as bolt, nut"):
+        _require_data(cfg, "val_dataloader")
+
+
 def test_a_head_for_borders_has_two_classes_of_its_own() -> None:
     border = dict(type="STDCHead", num_classes=2, boundary_threshold=0.1)
     model = dict(decode_head=dict(num_classes=3), auxiliary_head=[dict(type="FCNHead", num_classes=4), border])

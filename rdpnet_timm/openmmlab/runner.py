@@ -174,6 +174,8 @@ def _require_data(cfg: Any, *dataloaders: str) -> None:
 
 
 def _check_model(cfg: Any, parts: List[Dict[str, Any]], findings: Findings) -> None:
+    training = map(known_classes, leaf_datasets((cfg.get("train_dataloader") or {}).get("dataset")))
+    learned = next((classes for classes in training if classes is not None), None)
     for dataset in parts:
         classes = known_classes(dataset)
         if classes is None:
@@ -184,6 +186,11 @@ def _check_model(cfg: Any, parts: List[Dict[str, Any]], findings: Findings) -> N
                 if named_classes(dataset) is None:
                     found += f", those of a {kind_of(dataset)} without metainfo=dict(classes=...)"
                 findings.errors.append(found)
+        if learned is not None and list(classes) != list(learned) and set(classes) == set(learned):
+            findings.errors.append(
+                f"the classes come as {', '.join(classes)}, and in the train_dataloader as {', '.join(learned)}: one "
+                "would be taken for another"
+            )
         return  # one message is enough
 
 
