@@ -140,12 +140,16 @@ def test_the_script_for_a_device_numbers_classes_without_names(detector, tmp_pat
         shutil.copy(detector[0] / name, tmp_path)
     facts = json.loads((tmp_path / "cells.onnx.json").read_text())
     (tmp_path / "pictures").mkdir()
-    Image.fromarray(PICTURES[0]).save(tmp_path / "pictures/one.png")
+    for end in ("png", "jpg"):
+        Image.fromarray(PICTURES[0]).save(tmp_path / f"pictures/one.{end}")
+    before = (tmp_path / "pictures/one.png").read_bytes()
     found = []
-    for names in (CLASSES, None):
+    for names, output in ((CLASSES, "out"), (None, "pictures")):
         (tmp_path / "cells.onnx.json").write_text(json.dumps({**facts, "classes": names}))
-        detect(str(tmp_path / "cells.onnx"), str(tmp_path / "pictures"), str(tmp_path / "out"))
-        found.append(json.loads((tmp_path / "out/boxes.json").read_text())["one.png"])
+        detect(str(tmp_path / "cells.onnx"), str(tmp_path / "pictures"), str(tmp_path / output))
+        assert len(list((tmp_path / output).glob("one.*.png"))) == 2
+        found.append(json.loads((tmp_path / output / "boxes.json").read_text())["one.png"])
+    assert (tmp_path / "pictures/one.png").read_bytes() == before
     assert len(found[0]) > 20 and found[0] == [[f"class {name}", *others] for name, *others in found[1]]
 
 
@@ -202,9 +206,10 @@ def traced(network, folder):
     return folder
 
 
-def test_no_object_is_empty_outputs_of_the_right_shapes(tmp_path):
-    model, settings = build(DETECTOR)
-    traced(traceable(spread(model), settings, score_threshold=0.999999), tmp_path)
+def test_no_object_is_empty_outputs_of_the_right_shapes_and_a_comparison_of_nothing_is_said(detector, tmp_path, caplog):
+    formats = ("onnx", "openvino")
+    export_openmmlab(DETECTOR, tmp_path, detector[1], formats, "traced", score_threshold=0.999999, rounds=1)
+    assert "found a box in 4 drawn pictures, so nothing was compared" in caplog.text
     for runtime, answer in both(tmp_path, "traced", PICTURES[0]).items():
         assert [each.shape for each in answer] == [(0, 4), (0,), (0,)], runtime
 
@@ -265,6 +270,20 @@ OTHER_KINDS = {
     "soft NMS": (
         f"_base_ = '{DETECTOR}'\nmodel = dict(test_cfg=dict(rcnn=dict(nms=dict(type='soft_nms'))))",
         "test_cfg.rcnn suppresses by soft_nms",
+    ),
+    "a smaller NMS": (
+        f"_base_ = '{DETECTOR}'\nmodel = dict(test_cfg=dict(rpn=dict(nms=dict(max_num=3, split_thr=9))))",
+        "test_cfg.rpn suppresses by nms with max_num",
+    ),
+    "no NMS": (
+        f"_base_ = '{DETECTOR}'\nmodel = dict(test_cfg=dict(rcnn=dict(nms=None)))",
+        "test_cfg.rcnn suppresses by nothing",
+    ),
+    "another choice of boxes": (
+        f"_base_ = '{DETECTOR}'\nfrom mmdet.models.roi_heads.bbox_heads import Shared2FCBBoxHead\n"
+        "class Oracle(Shared2FCBBoxHead):\n    def _predict_by_feat_single(self, *args, **kwargs): ...\n"
+        "model = dict(roi_head=dict(bbox_head=dict(type=Oracle)))",
+        "its bbox_head is a Oracle",
     ),
     "a flip": (
         f"_base_ = '{DETECTOR}'\nloader = dict(type='LoadImageFromFile')\n"
@@ -472,6 +491,15 @@ def test_without_a_checkpoint_the_weights_are_random_which_is_said(tmp_path, cap
     assert _class_names(model, settings, None) is None
 
 
+def test_nothing_is_downloaded_for_a_file_of_other_weights(tmp_path, monkeypatch):
+    (tmp_path / "config.py").write_text(
+        f"_base_ = '{DETECTOR}'\nbackbone = dict(_delete_=True, type='TimmBackbone', model_name='mobilenetv2_050')\n"
+        "backbone['pretrained'] = True\nmodel = dict(backbone=backbone, neck=dict(in_channels=[16, 16, 48, 160]))\n"
+    )
+    monkeypatch.setattr("timm.models._builder.load_pretrained", lambda *args, **kwargs: pytest.fail("a download"))
+    build(tmp_path / "config.py")
+
+
 def test_a_resize_that_is_not_bilinear_is_refused():
     settings = Config.fromfile(DETECTOR)
     settings.test_dataloader.dataset.pipeline[1]["interpolation"] = "nearest"
@@ -538,7 +566,7 @@ def test_the_script_of_the_docs_detects_and_draws_without_torch(detector, tmp_pa
         boxes, scores, labels = run_onnx(detector[0] / "cells.onnx", picture)
         expected = [[CLASSES[label], score, box] for box, score, label in zip(boxes.tolist(), scores.tolist(), labels)]
         assert found[f"{index}.png"] == expected
-        assert Image.open(tmp_path / f"found/{index}.png").size == picture.shape[1::-1]
+        assert Image.open(tmp_path / f"found/{index}.png.png").size == picture.shape[1::-1]
 
 
 def test_mmdets_own_inferencer_takes_config_and_checkpoint_and_gives_the_deploy_form(detector):

@@ -139,13 +139,33 @@ def test_the_table_of_precisions_has_ones_own_classes_also_in_a_folder_called_vo
     (own / "data/parts").rename(own / "data/VOC2007")
     cfg = config_of_the_page("detection", own, **SMALLEST["detection"])
     for dataset in (cfg.train_dataloader.dataset, cfg.val_dataloader.dataset, cfg.test_dataloader.dataset):
+        dataset.type = "VOCDataset"
         dataset.data_root = f"{own}/data/"
         dataset.data_prefix.sub_data_root = "VOC2007/"
         dataset.ann_file = f"VOC2007/{dataset.ann_file}"
-    loop = DataCheckingRunner.from_cfg(cfg).test_loop
-    assert loop.dataloader.dataset.metainfo["dataset_type"] == "VOC2007"  # VOC's names are printed for this
-    assert [metric.dataset_meta["dataset_type"] for metric in loop.evaluator.metrics] == [None]
-    assert loop.evaluator.metrics[0].dataset_meta["classes"] == ("bolt", "nut")
+    given = build_dataset({**cfg.test_dataloader.dataset, "ann_file": f"{own}/data/{dataset.ann_file}"})
+    assert given.metainfo["dataset_type"] == "VOC2007"  # VOC's names are printed for this
+    (metric,) = DataCheckingRunner.from_cfg(cfg).test_loop.evaluator.metrics
+    assert metric.dataset_meta["classes"] == ("bolt", "nut") and "dataset_type" not in metric.dataset_meta
+    voc = dict(type="VOCDataset", metainfo=dict(classes=tuple(VOC_CLASSES)))
+    _take_own_classes(voc)
+    assert voc["type"] == "VOCDataset"
+
+
+def test_boxes_of_more_classes_than_voc_has_can_be_drawn(own: Path) -> None:
+    from mmdet.structures import DetDataSample
+    from mmdet.visualization import DetLocalVisualizer
+    from mmengine.structures import InstanceData
+
+    classes = ("bolt", "nut", *map(str, range(20)))
+    dataset = detection(own / "data/parts", classes, (64, 64), 1)["test_dataloader"]["dataset"]
+    found = InstanceData(bboxes=np.array([[8.0, 8, 40, 40]]), labels=np.array([21]), scores=np.ones(1))
+    visualizer = DetLocalVisualizer()
+    visualizer.dataset_meta = build_dataset(dataset).metainfo
+    visualizer.add_datasample(
+        "one", np.zeros((64, 64, 3), np.uint8), DetDataSample(pred_instances=found), draw_gt=False
+    )
+    assert visualizer.get_image().any()
 
 
 def test_a_voc_config_with_other_metainfo_reads_masks_of_these_classes(own: Path) -> None:
@@ -249,6 +269,43 @@ def test_boxes_that_mmdet_takes_as_they_are_are_a_warning(own: Path, content: An
     assert len(build_dataset(boxes(own))) == 8
 
 
+def test_what_mmdets_filter_leaves_out_is_a_warning_and_nothing_left_an_error(own: Path) -> None:
+    path = own / "data/parts/Annotations" / f"{first(own, 'parts')}.xml"
+    path.write_bytes(xml(box=(11, 21, 31, 41), size=(256, 20)))
+
+    def warnings(**others: Any) -> Any:
+        errors, found = check_data({**boxes(own), **others})
+        return [] if errors else [warning for warning in found if "another size" not in warning]
+
+    assert warnings(filter_cfg=dict(bbox_min_size=20, min_size=20)) == []
+    for name, told, kept in (
+        ("bbox_min_size", "have boxes with a side below filter_cfg.bbox_min_size=21, which are left out", (8, 1)),
+        ("min_size", "give a picture a side below filter_cfg.min_size=21, and it is left out", (7, 0)),
+    ):
+        built = build_dataset({**boxes(own), "filter_cfg": {name: 21}})
+        assert (len(built), built.get_data_info(0)["instances"][0]["ignore_flag"]) == kept
+        assert warnings(filter_cfg={name: 21}) == [f"1 of 8 annotations {told}: {path}"]
+        assert warnings(filter_cfg={name: 21}, test_mode=True) == []
+        (error,) = check_data({**boxes(own), "filter_cfg": {name: 300}}).errors
+        assert "there is no object in" in error and error.endswith("no crowd and not left out")
+
+
+def test_a_folder_that_mmdet_does_not_look_into_is_told(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = boxes(own)
+    del dataset["data_prefix"]
+    (error,) = check_data(dataset).errors
+    assert error.endswith("set data_prefix=dict(sub_data_root='')")
+    with pytest.raises(FileNotFoundError):
+        build_dataset(dataset)
+    monkeypatch.chdir(own / "data/parts")
+    assert check_data(dataset) == ([], []) and len(build_dataset(dataset)) == 8
+    dataset = coco(own, data_prefix=dict(img_path="JPEGImages"))
+    (error,) = check_data(dataset).errors
+    assert "data_prefix has no img" in error
+    with pytest.raises(KeyError):
+        build_dataset(dataset)
+
+
 @pytest.mark.parametrize("what", ["nothing", "difficult", "fractions"])
 def test_no_object_to_train_on_is_an_error_and_none_to_test_on_a_warning(own: Path, what: str) -> None:
     contents = dict(
@@ -267,17 +324,21 @@ def test_no_object_to_train_on_is_an_error_and_none_to_test_on_a_warning(own: Pa
 def test_what_is_in_an_object_of_another_class_is_not_looked_at_as_in_mmdet(own: Path) -> None:
     path = own / "data/parts/Annotations" / f"{first(own, 'parts')}.xml"
     path.write_bytes(xml(name="<name>washer</name>", box=("nan", 1, 1, 1)))
-    errors, (warning,) = check_data(boxes(own))
-    assert not errors and "'washer' (1)" in warning and len(build_dataset(boxes(own))) == 7  # without the empty one
+    errors, (other, empty) = check_data(boxes(own))
+    assert not errors and "'washer' (1)" in other
+    assert re.search(rf"^1 of 8 annotations have no object .* left out \(filter_cfg.filter_empty_gt\): {path}$", empty)
+    assert len(build_dataset(boxes(own))) == 7
+    kept = {**boxes(own), "filter_cfg": dict(bbox_min_size=1)}
+    assert check_data(kept) == ([], [other]) and len(build_dataset(kept)) == 8
 
 
 def test_a_dataset_by_its_class_is_looked_through_as_by_its_name(own: Path) -> None:
-    from mmdet.datasets import CocoDataset, VOCDataset
+    from mmdet.datasets import CocoDataset, XMLDataset
     from mmseg.datasets import BaseSegDataset, PascalVOCDataset
 
     shutil.rmtree(own / "data/parts/JPEGImages")
     shutil.rmtree(own / "data/ground/JPEGImages")
-    for dataset, kind in ((boxes(own), VOCDataset), (coco(own), CocoDataset), (masks(own), BaseSegDataset)):
+    for dataset, kind in ((boxes(own), XMLDataset), (coco(own), CocoDataset), (masks(own), BaseSegDataset)):
         found = check_data(dataset)
         assert found.errors and check_data({**dataset, "type": kind}) == found
     dataset = {**masks(own), "type": PascalVOCDataset}
@@ -310,7 +371,8 @@ def test_a_class_without_an_object_is_a_warning(own: Path) -> None:
 
 
 def test_a_class_that_is_left_out_is_a_warning(own: Path) -> None:
-    errors, (warning,) = check_data({**boxes(own), "metainfo": dict(classes=("nut",))})
+    dataset = {**boxes(own), "metainfo": dict(classes=("nut",)), "filter_cfg": None}
+    errors, (warning,) = check_data(dataset)
     assert not errors and re.search(r"are called 'bolt' \(\d+\), .* they are left out", warning)
 
 
@@ -362,6 +424,10 @@ def test_masks_of_one_label_and_255_are_an_error_for_training_and_a_warning_else
                           "another number for 255")  # fmt: skip
     errors, (warning,) = check_data(masks(own), is_training=False)
     assert not errors and error.endswith(warning)
+    dataset = {**masks(own), "metainfo": dict(classes=("road",))}
+    (error,) = check_data(dataset).errors  # its loss is 0, whatever the network says
+    assert "masks looked through there is no second class; their labels are [0, 255]" in error
+    assert check_data(dataset, is_training=False) == ([], [])
     relabelled(own, {255: 0})
     assert check_data(masks(own)).errors[0].endswith("their labels are [0]")
 
@@ -429,9 +495,29 @@ def test_classes_are_read_from_a_file_as_mmengine_does(own: Path) -> None:
         _require_data(cfg, "train_dataloader")
     with pytest.raises(ValueError, match=r"the string 'bolt', .* one class is \('bolt',\)"):
         check_data({**boxes(own), "metainfo": dict(classes="bolt")})
+    with pytest.raises(ValueError, match="a set has another order in each run"):
+        check_data({**boxes(own), "metainfo": dict(classes={"bolt", "nut"})})
     voc = dict(type="PascalVOCDataset", metainfo=dict(classes=str(file)))
     _take_own_classes(voc)
     assert voc["type"] == "mmseg.BaseSegDataset"
+
+
+def test_heads_of_ones_own_number_need_classes_in_the_metainfo(own: Path) -> None:
+    dataset = {**masks(own), "type": "PascalVOCDataset"}
+    cfg = dict(train_dataloader=dict(dataset=dataset), model=dict(decode_head=dict(num_classes=3)))
+    del dataset["metainfo"]
+    with pytest.raises(ValueError, match=r"num_classes is 3, .* 21 classes .*, those of a PascalVOCDataset"):
+        _require_data(cfg, "train_dataloader")
+    cfg["model"]["decode_head"]["num_classes"] = 21
+    _require_data(cfg, "train_dataloader")
+
+
+def test_classes_in_another_order_than_in_training_are_an_error(own: Path) -> None:
+    cfg = config_of_the_page("detection", own)
+    cfg.val_dataloader.dataset.metainfo.classes = ("nut", "bolt")
+    _require_data(cfg, "train_dataloader", "test_dataloader")
+    with pytest.raises(ValueError, match="come as nut, bolt, and in the train_dataloader as bolt, nut"):
+        _require_data(cfg, "val_dataloader")
 
 
 def test_a_head_for_borders_has_two_classes_of_its_own() -> None:
@@ -567,6 +653,7 @@ def test_the_runner_stops_before_it_builds_with_all_faults_and_the_layout_not_vo
     ("wrong", "error", "told"),
     [
         (dict(classes="bolt"), TypeError, r'one class is \("bolt",\)'),
+        (dict(classes={"a"}), TypeError, "a set has another order in each run"),
         (dict(classes=()), ValueError, "each once"),
         (dict(classes=("a", "a")), ValueError, "each once"),
         (dict(size=(320,)), ValueError, r"got \(320,\)"),
@@ -582,6 +669,14 @@ def test_a_wrong_argument_is_refused(function: Any, wrong: Dict[str, Any], error
         function(**{**dict(folder="data", classes=("a", "b"), size=(64, 64), epochs=1), **wrong})
 
 
-def test_masks_need_batches_of_two() -> None:
+def test_masks_need_batches_of_two_and_a_second_class() -> None:
     with pytest.raises(ValueError, match="batch norm"):
         segmentation("data", ("a", "b"), (64, 64), 1, batch_size=1)
+    with pytest.raises(ValueError, match=r'got \(\'road\',\): .* \("background", "road"\)'):
+        segmentation("data", ("road",), (64, 64), 1)
+
+
+def test_one_head_can_be_changed_without_the_other() -> None:
+    model = segmentation("data", ("a", "b"), (64, 64), 1)["model"]
+    model["decode_head"].update(in_channels=320)
+    assert model["auxiliary_head"] == dict(num_classes=2)

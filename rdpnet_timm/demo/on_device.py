@@ -28,7 +28,7 @@ def detect(artefact: str, pictures: str, output: str, least: float = 0.5) -> Non
             if score >= least:
                 draw.rectangle((left, top, right, bottom), outline="red", width=2)
                 draw.text((left + 4, top + 2), f"{name} {score:.2f}", fill="white", stroke_width=2, stroke_fill="black")
-        picture.save(Path(output) / f"{path.stem}.png")
+        picture.save(Path(output) / f"{path.name}.png")
     (Path(output) / "boxes.json").write_text(json.dumps(everything))
 
 

@@ -13,13 +13,24 @@ import numpy as np
 from mmengine.config import Config, ConfigDict
 from mmengine.fileio import list_from_file
 
-__all__ = ["Findings", "check_data", "class_counts", "kind_of", "leaf_datasets", "missing_data", "named_classes"]
+__all__ = [
+    "Findings",
+    "check_data",
+    "class_counts",
+    "kind_of",
+    "known_classes",
+    "leaf_datasets",
+    "missing_data",
+    "named_classes",
+]
 
 T = TypeVar("T")
 Size = Tuple[int, int]  # width and height
 
 SHOWN = 5  # of files of one kind, in a message
 MASKS = 200  # looked through at most: their pixels have to be decoded
+XML_KINDS = ("VOCDataset", "XMLDataset")
+MASK_KINDS = ("PascalVOCDataset", "BaseSegDataset")
 ORIENTATION = 0x0112  # the tag in a picture's EXIF
 
 
@@ -56,9 +67,11 @@ def named_classes(dataset: Dict[str, Any]) -> Optional[Tuple[str, ...]]:
     """The classes that a dataset's ``metainfo`` names; a string is the name of a file of them, as mmengine reads it.
 
     Raises:
-        ValueError: there is no such file.
+        ValueError: there is no such file, or the classes are a set.
     """
     named = (dataset.get("metainfo") or {}).get("classes")
+    if isinstance(named, (set, frozenset)):  # the training and the test would number them each in its own way
+        raise ValueError(f"metainfo.classes is {named}, and a set has another order in each run: give a tuple of names")
     if not isinstance(named, str):
         return None if named is None else tuple(named)
     try:
@@ -83,18 +96,18 @@ def check_data(dataset: Any, ignored_labels: Iterable[int] = (), is_training: bo
         is_training: the data are to be learned from; else what leaves nothing to learn is a warning.
 
     Raises:
-        ValueError: a dataset's classes are a string, and no file.
+        ValueError: a dataset's classes are a string, and no file, or a set.
     """
     findings = Findings([], [])
     for part in leaf_datasets(dataset):
         kind = kind_of(part)
         if "://" in str(part.get("data_root") or ""):
             continue
-        if kind in ("VOCDataset", "XMLDataset"):
+        if kind in XML_KINDS:
             _check_boxes(part, is_training, findings)
         elif kind == "CocoDataset":
             _check_coco(part, is_training, findings)
-        elif kind in ("PascalVOCDataset", "BaseSegDataset"):
+        elif kind in MASK_KINDS:
             _check_masks(part, {255, *ignored_labels}, is_training, findings)
     return findings
 
@@ -127,15 +140,18 @@ def kind_of(part: Dict[str, Any]) -> str:
     return str(getattr(kind, "__name__", kind)).rsplit(".", 1)[-1]
 
 
-def _classes(part: Dict[str, Any]) -> Optional[Sequence[str]]:
+def known_classes(part: Dict[str, Any]) -> Optional[Sequence[str]]:
+    """The classes that a dataset's ``metainfo`` names, else those that its type has; None where they are not known."""
     named = named_classes(part)
     return (_type_classes(part) or None) if named is None else named
 
 
 def _type_classes(part: Dict[str, Any]) -> Sequence[str]:
-    """The classes that a type of dataset has by itself."""
+    """The classes that a type of dataset has by itself, of the types that are looked through here."""
     kind = kind_of(part)
-    package = "mmseg" if kind in ("PascalVOCDataset", "BaseSegDataset") else "mmdet"
+    if kind not in (*XML_KINDS, "CocoDataset", *MASK_KINDS):
+        return ()
+    package = "mmseg" if kind in MASK_KINDS else "mmdet"
     return getattr(importlib.import_module(f"{package}.datasets"), kind).METAINFO.get("classes", ())
 
 
@@ -270,11 +286,19 @@ def _whole(part: ElementTree.Element, path: str, kind: Callable[[str], Any] = st
 
 
 def _check_boxes(part: Dict[str, Any], is_training: bool, findings: Findings) -> None:
-    classes, prefix = _classes(part), (part.get("data_prefix") or {}).get("sub_data_root", "")
+    classes, prefix = known_classes(part), part.get("data_prefix") or {}
+    img_subdir, ann_subdir = part.get("img_subdir", "JPEGImages"), part.get("ann_subdir", "Annotations")
+    folder = _join(part, prefix["sub_data_root"]) if "sub_data_root" in prefix else ""
+    if not folder and part.get("data_root") and not os.path.isdir(ann_subdir):
+        findings.errors.append(
+            f"data_prefix has no sub_data_root, without which mmdet looks for {ann_subdir} in the folder that it runs "
+            "in, and not in data_root: set data_prefix=dict(sub_data_root='')"
+        )
+        return
     ann_file = _join(part, part.get("ann_file", ""))
     names = _names(ann_file, findings)
-    pictures = [_join(part, prefix, part.get("img_subdir", "JPEGImages"), f"{name}.jpg") for name in names]
-    paths = [_join(part, prefix, part.get("ann_subdir", "Annotations"), f"{name}.xml") for name in names]
+    pictures = [os.path.join(folder, img_subdir, f"{name}.jpg") for name in names]
+    paths = [os.path.join(folder, ann_subdir, f"{name}.xml") for name in names]
     headers = _picture_headers(pictures, part, findings)
     annotations = [_annotation(path, classes) for path in paths]
     objects = Counter(name for annotation in annotations for name in annotation.names)
@@ -285,7 +309,18 @@ def _check_boxes(part: Dict[str, Any], is_training: bool, findings: Findings) ->
             findings.errors.append(told)
         else:
             _tell_classes(unknown, absent, ann_file, findings)
-    _judge(annotations, paths, headers, ann_file, is_training, findings)
+    if classes is not None and _filter(part, "filter_empty_gt") and any(annotation.boxes for annotation in annotations):
+        pairs = zip(paths, annotations)
+        empty = [path for path, each in pairs if not each.problem and set(classes).isdisjoint(each.names)]
+        told = "annotations have no object of the classes, and their pictures are left out (filter_cfg.filter_empty_gt)"
+        _collect(empty, told, len(paths), findings.warnings)
+    _judge(annotations, paths, headers, ann_file, is_training, findings, **_filter(part, "bbox_min_size", "min_size"))
+
+
+def _filter(part: Dict[str, Any], *names: str) -> Dict[str, int]:
+    """Those of mmdet's filters that a dataset has; one to test on has none."""
+    limits = {} if part.get("test_mode") else part.get("filter_cfg") or {}
+    return {name: limits[name] for name in names if limits.get(name)}
 
 
 def _judge(
@@ -295,16 +330,27 @@ def _judge(
     ann_file: str,
     is_training: bool,
     findings: Findings,
+    bbox_min_size: int = 0,
+    min_size: int = 0,
 ) -> None:
-    """Tell what is wrong with annotations, each that of a picture, and what mmdet takes as it is or leaves out."""
+    """Tell what is wrong with annotations, each that of a picture, and what mmdet takes as it is or leaves out.
+
+    It leaves out boxes and pictures with a side below two limits, and goes by the size that an annotation gives.
+    """
     _collect((each.problem for each in annotations), "annotations", len(paths), findings.errors)
     usable = 0
-    doubts: Dict[str, List[str]] = {"size": [], "empty": [], "outside": []}
+    doubts: Dict[str, List[str]] = {"size": [], "empty": [], "outside": [], "small box": [], "small": []}
     for path, annotation, header in zip(paths, annotations, headers):
-        whole = [box for box in annotation.boxes if box[2] - box[0] >= 1 and box[3] - box[1] >= 1]
-        usable += len(whole)
+        shortest = [min(box[2] - box[0], box[3] - box[1]) for box in annotation.boxes]
+        whole = [box for box, side in zip(annotation.boxes, shortest) if side >= 1]
         if len(whole) < len(annotation.boxes):
             doubts["empty"].append(path)
+        if any(1 <= side < bbox_min_size for side in shortest):
+            doubts["small box"].append(path)
+        if min(annotation.size or header.size or (min_size,)) < min_size:
+            doubts["small"].append(path)
+        else:
+            usable += sum(side >= max(1, bbox_min_size) for side in shortest)
         if header.size is None:
             continue
         width, height = header.size
@@ -317,12 +363,17 @@ def _judge(
         ("size", "annotations give another size than the picture has, as it is read"),
         ("empty", "annotations have boxes of no size, or with their corners the wrong way round"),
         ("outside", "annotations have boxes that reach beyond their picture"),
+        (
+            "small box",
+            f"annotations have boxes with a side below filter_cfg.bbox_min_size={bbox_min_size}, which are left out",
+        ),
+        ("small", f"annotations give a picture a side below filter_cfg.min_size={min_size}, and it is left out"),
     ):
         _collect(doubts[kind], told, len(paths), findings.warnings)
     if paths and not usable and not any(each.problem for each in annotations):
         told = (
-            f"there is no object in {ann_file} to train on: of a class of the config, with a whole box, not difficult "
-            "and no crowd"
+            f"there is no object in {ann_file} to train on: of a class of the config, with a whole box, not difficult, "
+            "no crowd and not left out"
         )
         (findings.errors if is_training else findings.warnings).append(told)
 
@@ -345,7 +396,7 @@ def _tell_classes(unknown: str, absent: Sequence[str], ann_file: str, findings: 
 
 
 def _check_coco(part: Dict[str, Any], is_training: bool, findings: Findings) -> None:
-    classes, path = _classes(part) or (), _join(part, part.get("ann_file", ""))
+    classes, path = known_classes(part) or (), _join(part, part.get("ann_file", ""))
     things: Dict[Any, List[Dict[str, Any]]] = {}
     try:
         content = json.loads(Path(path).read_bytes())
@@ -360,7 +411,10 @@ def _check_coco(part: Dict[str, Any], is_training: bool, findings: Findings) -> 
         )
         return
     files = [name for name, _ in images.values()]
-    folder = (part.get("data_prefix") or {}).get("img", "")
+    folder = (part.get("data_prefix") or {}).get("img")
+    if folder is None:
+        findings.errors.append("data_prefix has no img, where mmdet looks for pictures: set dict(img='FOLDER')")
+        return
     headers = _picture_headers([_join(part, folder, name) for name in files], part, findings)
     annotations = [_of_coco(things.get(id_, ()), *image, classes) for id_, image in images.items()]
     strangers = [f"image_id {id_}" for id_ in things if id_ not in images]
@@ -380,7 +434,7 @@ def _check_coco(part: Dict[str, Any], is_training: bool, findings: Findings) -> 
             f"the categories of {path} come as {_listed(named)}, and the classes of the config in another order: mmdet "
             "numbers them as the file does, and would call one by the name of another"
         )
-    _judge(annotations, files, headers, path, is_training, findings)
+    _judge(annotations, files, headers, path, is_training, findings, **_filter(part, "min_size"))
 
 
 def _of_coco(things: Iterable[Dict[str, Any]], file: str, size: Size, classes: Sequence[str]) -> _Annotation:
@@ -423,7 +477,7 @@ def _check_masks(part: Dict[str, Any], ignored: Set[int], is_training: bool, fin
         if own.size and header.size and own.size != header.size
     ]
     _collect(sizes, "masks have another size than their picture, as it is read", len(masks), findings.errors)
-    classes = _classes(part)
+    classes = known_classes(part)
     if classes is None or not masks:
         return
     known: Sequence[str] = classes
@@ -439,18 +493,18 @@ def _check_masks(part: Dict[str, Any], ignored: Set[int], is_training: bool, fin
     labels = {label for mask in looked for label in mask.labels}
     numbers = {name: known.index(name) + least for name in classes}
     absent = [f"'{name}' ({number})" for name, number in numbers.items() if number not in labels | ignored]
-    if not absent:
+    is_one = len(labels & set(numbers.values()) - ignored) < 2
+    if not absent and not (is_one and is_training):
         return
     more = ", ..." if len(absent) > 10 else ""
-    told = f"in the {len(looked)} masks looked through no pixel is {', '.join(absent[:10])}{more}; "
-    told += f"their labels are {sorted(labels)}"
-    if known is not classes and len(classes) < len(known):
+    lacking = f"no pixel is {', '.join(absent[:10])}{more}" if absent else "there is no second class"
+    told = f"in the {len(looked)} masks looked through {lacking}; their labels are {sorted(labels)}"
+    if absent and known is not classes and len(classes) < len(known):
         told += ", read as VOC's numbers: masks that have numbers of their own are a BaseSegDataset"
     elif labels == {0, 255}:
         told += ", and 255 is no class, it is left out: a mask of 0 and 255 needs another number for 255"
-    is_one = len(labels & set(numbers.values()) - ignored) < min(2, len(classes))
     # of more masks than were looked through the others may have the rest
-    if is_training and is_one and (len(looked) == len(masks) or 255 in labels):
+    if is_training and is_one and (len(classes) < 2 or len(looked) == len(masks) or 255 in labels):
         findings.errors.append(f"there is nothing to tell apart: {told}")
     else:
         findings.warnings.append(told)

@@ -220,7 +220,15 @@ def _require_faster_rcnn(model: Any) -> None:
             f"roi_layer {name(layer)}",
             "RoIAlign by mean",
         )
-    require(isinstance(head, BBoxHead), f"bbox_head {name(head)}", "a BBoxHead")
+    require(
+        isinstance(head, BBoxHead)
+        and all(
+            getattr(type(head), method) is getattr(BBoxHead, method)
+            for method in ("predict_by_feat", "_predict_by_feat_single")
+        ),
+        f"bbox_head {name(head)}",
+        "a BBoxHead that chooses boxes as mmdet's own does",
+    )
     require(
         head.with_cls and head.with_reg and not head.custom_cls_channels,
         "bbox_head has other outputs", "a softmax over the classes and box deltas",
@@ -231,5 +239,9 @@ def _require_faster_rcnn(model: Any) -> None:
             "a DeltaXYWHBBoxCoder",
         )  # fmt: skip
     for part, config in (("rpn", rpn.test_cfg), ("rcnn", roi.test_cfg)):
-        kind = kind_of(config.get("nms") or {})
-        require(kind == "nms", f"test_cfg.{part} suppresses by {kind}", "plain nms")
+        nms = config.get("nms") or {"type": "nothing"}
+        kind = kind_of({"type": "nms", **nms})
+        # split_thr is of memory alone; with the others of mmcv's arguments other boxes stay
+        others = sorted(set(nms) - {"type", "iou_threshold", "class_agnostic", "split_thr"})
+        told = f"{kind} with {', '.join(others)}" if others else kind
+        require(kind == "nms" and not others, f"test_cfg.{part} suppresses by {told}", "plain nms")

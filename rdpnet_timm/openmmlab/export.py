@@ -174,6 +174,13 @@ def export_openmmlab(
                 facts = _facts(exported, each, model, config, checkpoint, names, size, steps, bool(pictures))
                 exported.describe(facts, ["torch", "timm", "mmengine", framework])
                 done.append(exported)
+    if checkpoint is not None and not any(each.agreement.compared for each in done):
+        _LOGGER.warning(
+            "neither OpenMMLab nor what was exported found a box in %d %s pictures, so nothing was compared: give "
+            "pictures with objects (--calibration IMAGES)",
+            len(tests),
+            "given" if pictures else "drawn",
+        )
     for exported in done:
         exported.moved(Path(output))
     return done
@@ -182,7 +189,7 @@ def export_openmmlab(
 def build(config: Union[str, Path], checkpoint: Union[str, Path, None] = None) -> Tuple[Any, Any]:
     """The model of a config with the weights of a checkpoint, in its train form and evaluation mode; and the config.
 
-    Without a checkpoint the weights are those of the constructors, random ones; no ``init_cfg`` is followed.
+    Without a checkpoint the weights are random: no ``init_cfg`` is followed, and nothing downloaded.
 
     Raises:
         FileNotFoundError: one of the two is not there.
@@ -207,6 +214,9 @@ def build(config: Union[str, Path], checkpoint: Union[str, Path, None] = None) -
     require(scope, "export of this config")
     require(f"{scope}.utils", "export of this config").register_all_modules(init_default_scope=False)
     init_default_scope(scope)
+    backbone = settings.model.get("backbone") or {}
+    if backbone.get("pretrained") is True:  # a TimmBackbone's, which its constructor would download
+        backbone["pretrained"] = False
     model = revert_sync_batchnorm(MODELS.build(settings.model))
     if checkpoint is not None:
         weights, meta = read_state_dict(checkpoint)

@@ -33,7 +33,7 @@ def detection(
         What the config is to be updated with: ``globals().update(detection(...))``.
 
     Raises:
-        TypeError: ``classes`` is one string.
+        TypeError: ``classes`` is one string, or a set.
         ValueError: no classes, or one twice; a number that is not above 0.
     """
     _check(classes, size, epochs, batch_size)
@@ -47,7 +47,7 @@ def detection(
     def dataset(split: str, **others: Any) -> Settings:
         return dict(
             _delete_=True,
-            type="VOCDataset",
+            type="XMLDataset",  # VOCDataset has a palette of 20 colours, and one more class cannot be drawn
             data_root=str(folder),
             data_prefix=dict(sub_data_root=""),
             ann_file=f"ImageSets/Main/{split}.txt",
@@ -98,10 +98,15 @@ def segmentation(
         What the config is to be updated with: ``globals().update(segmentation(...))``.
 
     Raises:
-        TypeError: ``classes`` is one string.
-        ValueError: no classes, or one twice; a number that is not above 0; a batch of one.
+        TypeError: ``classes`` is one string, or a set.
+        ValueError: fewer than two classes, or one twice; a number that is not above 0; a batch of one.
     """
     _check(classes, size, epochs, batch_size)
+    if len(classes) < 2:
+        raise ValueError(
+            f"a segmentor tells classes apart, so it takes two or more, got {tuple(classes)}: name what else there is, "
+            f'such as ("background", "{next(iter(classes))}"), and give its pixels a number of their own'
+        )
     if batch_size < 2:
         raise ValueError(f"batch_size must be at least 2: a batch norm cannot learn from one value; got {batch_size}")
     crop = (size[1], size[0])  # height first
@@ -136,9 +141,9 @@ def segmentation(
         )
 
     training, validation = dataset(train, train_pipeline), dataset(val, test_pipeline)
-    heads = dict(num_classes=len(classes))
+    decode_head, auxiliary_head = (dict(num_classes=len(classes)) for _ in range(2))  # each may be changed by itself
     return dict(
-        model=dict(data_preprocessor=dict(size=crop), decode_head=heads, auxiliary_head=heads),
+        model=dict(data_preprocessor=dict(size=crop), decode_head=decode_head, auxiliary_head=auxiliary_head),
         crop_size=crop,
         train_pipeline=train_pipeline,
         test_pipeline=test_pipeline,
@@ -169,6 +174,8 @@ def _resize(size: Tuple[int, int], ratio: float = 1.0) -> Settings:
 def _check(classes: Sequence[str], size: Tuple[int, int], epochs: int, batch_size: int) -> None:
     if isinstance(classes, str):
         raise TypeError(f'classes must be a tuple of names, got the string {classes!r}; one class is ("{classes}",)')
+    if isinstance(classes, (set, frozenset)):  # the training and the test would number them each in its own way
+        raise TypeError(f"classes must be a tuple of names, got {classes!r}: a set has another order in each run")
     if not classes or len(set(classes)) != len(classes):
         raise ValueError(f"classes must be names, each once, got {tuple(classes)}")
     if len(size) != 2 or min(size) < 32:

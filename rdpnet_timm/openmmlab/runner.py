@@ -13,7 +13,16 @@ from torch import nn
 
 from ..allocator import keep_freed_memory, peak_memory
 from ..measure.machine import memory
-from .data_check import Findings, check_data, class_counts, kind_of, leaf_datasets, missing_data, named_classes
+from .data_check import (
+    Findings,
+    check_data,
+    class_counts,
+    kind_of,
+    known_classes,
+    leaf_datasets,
+    missing_data,
+    named_classes,
+)
 
 __all__ = ["DataCheckingRunner"]
 
@@ -41,8 +50,9 @@ class DataCheckingRunner(Runner):
     """mmengine's runner, which says what is wrong with the data before it builds anything (a config's ``runner_type``).
 
     Beside that, classes of one's own stay one's own: a segmentation config whose classes are not among VOC's reads
-    masks that hold their numbers, and the table of average precisions has their names. On a CPU freed memory is kept
-    for the next tensor where there is room, see :func:`rdpnet_timm.allocator.keep_freed_memory`.
+    masks that hold their numbers, and of other boxes than VOC's the table of average precisions has their names. On a
+    CPU freed memory is kept for the next tensor where there is room, see
+    :func:`rdpnet_timm.allocator.keep_freed_memory`.
     """
 
     @classmethod
@@ -99,14 +109,6 @@ class DataCheckingRunner(Runner):
             )
         return loop
 
-    def build_val_loop(self, loop: Any) -> Any:
-        """Build the validation's loop, whose tables have the names of the classes."""
-        return _with_own_names(super().build_val_loop(loop))
-
-    def build_test_loop(self, loop: Any) -> Any:
-        """Build the test's loop, whose tables have the names of the classes."""
-        return _with_own_names(super().build_test_loop(loop))
-
 
 class _KeepFreedMemory(Hook):
     """Keep freed memory, once a step has shown how much that is, and if half as much again fits the machine.
@@ -140,27 +142,16 @@ def _is_evaluated_on_the_same(cfg: Any) -> bool:
 
 
 def _take_own_classes(dataset: Dict[str, Any]) -> None:
-    """Of mmsegmentation's VOC masks with other classes than VOC's: read them as masks of these."""
-    classes = named_classes(dataset)
-    if classes is None or kind_of(dataset) != "PascalVOCDataset":
+    """Of VOC's data sets with other classes than VOC's: take them as boxes or masks of these."""
+    classes, kind = named_classes(dataset), kind_of(dataset)
+    if classes is None:
         return
-    from mmseg.datasets import PascalVOCDataset
-
-    if not set(classes) <= set(PascalVOCDataset.METAINFO["classes"]):
+    if kind == "VOCDataset" and classes != known_classes({"type": kind}):
+        dataset["type"] = "mmdet.XMLDataset"  # of a folder called VOC2007 mmdet's table has VOC's names otherwise
+    if kind == "PascalVOCDataset" and not set(classes) <= set(known_classes({"type": kind}) or ()):
         dataset["type"] = "mmseg.BaseSegDataset"
         dataset.setdefault("img_suffix", ".jpg")
         dataset.setdefault("seg_map_suffix", ".png")
-
-
-def _with_own_names(loop: Any) -> Any:
-    """Keep mmdet's VOCMetric from printing VOC's names over other classes, for they lie in a folder called VOC2007."""
-    meta = getattr(getattr(loop, "evaluator", None), "dataset_meta", None) or {}
-    if meta.get("dataset_type") in ("VOC2007", "VOC2012"):
-        from mmdet.datasets import VOCDataset
-
-        if tuple(meta["classes"]) != VOCDataset.METAINFO["classes"]:
-            loop.evaluator.dataset_meta = {**meta, "dataset_type": None}
-    return loop
 
 
 def _require_data(cfg: Any, *dataloaders: str) -> None:
@@ -183,14 +174,23 @@ def _require_data(cfg: Any, *dataloaders: str) -> None:
 
 
 def _check_model(cfg: Any, parts: List[Dict[str, Any]], findings: Findings) -> None:
+    training = map(known_classes, leaf_datasets((cfg.get("train_dataloader") or {}).get("dataset")))
+    learned = next((classes for classes in training if classes is not None), None)
     for dataset in parts:
-        classes = named_classes(dataset)
+        classes = known_classes(dataset)
         if classes is None:
             continue
         for head, count in class_counts(cfg.get("model")).items():
             if count != len(classes):
                 found = f"{head}.num_classes is {count}, the data have {len(classes)} classes ({', '.join(classes)})"
+                if named_classes(dataset) is None:
+                    found += f", those of a {kind_of(dataset)} without metainfo=dict(classes=...)"
                 findings.errors.append(found)
+        if learned is not None and list(classes) != list(learned) and set(classes) == set(learned):
+            findings.errors.append(
+                f"the classes come as {', '.join(classes)}, and in the train_dataloader as {', '.join(learned)}: one "
+                "would be taken for another"
+            )
         return  # one message is enough
 
 
