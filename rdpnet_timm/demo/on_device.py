@@ -19,7 +19,10 @@ def detect(artefact: str, pictures: str, output: str, least: float = 0.5) -> Non
     Path(output).mkdir(parents=True, exist_ok=True)
     everything = {}
     for path in sorted(each for each in Path(pictures).iterdir() if each.suffix.lower() in (".jpg", ".jpeg", ".png")):
-        picture = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+        picture = ImageOps.exif_transpose(Image.open(path))
+        if picture.mode.startswith("I"):  # grey of 16 bits, which convert would cut off at 255
+            picture = Image.fromarray(((np.asarray(picture).astype(np.uint32) + 128) // 257).astype(np.uint8))
+        picture = picture.convert("RGB")
         found = [each.tolist() for each in session.run(["boxes", "scores", "labels"], {"image": np.asarray(picture)})]
         called = [names[label] if names else str(label) for label in found[2]]
         everything[path.name] = [list(each) for each in zip(called, found[1], found[0])]
@@ -28,7 +31,7 @@ def detect(artefact: str, pictures: str, output: str, least: float = 0.5) -> Non
             if score >= least:
                 draw.rectangle((left, top, right, bottom), outline="red", width=2)
                 draw.text((left + 4, top + 2), f"{name} {score:.2f}", fill="white", stroke_width=2, stroke_fill="black")
-        picture.save(Path(output) / f"{path.stem}.png")
+        picture.save(Path(output) / f"{path.name}.png")
     (Path(output) / "boxes.json").write_text(json.dumps(everything))
 
 
