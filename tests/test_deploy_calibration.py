@@ -114,6 +114,9 @@ def test_a_parquet_without_images_is_named(tmp_path, preprocessing):
     parquet.write_table(arrow.table({"picture": [b"", b""]}), tmp_path / "data.parquet")
     with pytest.raises(ValueError, match="column 'image'"):
         load_images(tmp_path / "data.parquet", preprocessing)
+    parquet.write_table(arrow.table({"image": ["a.png", "b.png"]}), tmp_path / "data.parquet")
+    with pytest.raises(ValueError, match=r"expected encoded images in the column 'image' of .*, got string"):
+        load_images(tmp_path / "data.parquet", preprocessing)
 
 
 def test_channels_that_the_model_does_not_take_are_named():
