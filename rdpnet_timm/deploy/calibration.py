@@ -263,7 +263,7 @@ def _from_parquet(path: Path, limit: Optional[int]) -> _Source:
     if column not in table.column_names or not len(table):
         raise ValueError(f"expected encoded images in a column 'image' or 'img' of '{path}', got {table.column_names}")
     table = table.take(_spread(len(table), limit))
-    cells = [cell.get("bytes") if isinstance(cell, dict) else cell for cell in table[column].to_pylist()]
+    cells: List[Any] = [cell.get("bytes") if isinstance(cell, dict) else cell for cell in table[column].to_pylist()]
     if not all(cell is None or isinstance(cell, bytes) for cell in cells):  # but paths, for example
         raise ValueError(f"expected encoded images in the column '{column}' of '{path}', got {table[column].type}")
     return [f"{i} of '{path}'" for i in range(len(table))], iter(cells)
