@@ -134,14 +134,14 @@ def require_writable(output: Path) -> None:
 
 
 def read_lines(path: Union[str, Path]) -> List[str]:
-    """The lines of a text in UTF-8.
+    """The lines of a text in UTF-8, without the mark that Windows' editors put in front.
 
     Raises:
         OSError: it cannot be read.
         ValueError: it is no UTF-8.
     """
     try:
-        return Path(path).read_text(encoding="utf-8").splitlines()
+        return Path(path).read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"'{path}' is no text in UTF-8 ({error}): save it as that") from None
 

@@ -1,5 +1,7 @@
 """Pictures to classes: what a trained model says of them, in words and drawn."""
 
+import math
+from copy import deepcopy
 from pathlib import Path
 from typing import Callable, List, NamedTuple, Sequence, Tuple, Union
 
@@ -13,7 +15,7 @@ from .files import atomic_path
 
 __all__ = ["Prediction", "classifier", "draw", "require_drawable"]
 
-_SIDE, _LINE, _GAP, _COLUMNS = 224, 16, 8, 4  # pixels, and pictures in a row
+_SIDE, _LINE, _GAP, _COLUMNS = 224, 16, 8, 4  # pixels, and pictures in a row at least, where there are as many
 
 
 class Prediction(NamedTuple):
@@ -52,7 +54,7 @@ def classifier(model: nn.Module, top: int = 5) -> Callable[[Union[str, Path]], P
     if channels not in (1, 3):
         raise ValueError(f"pictures have 1 or 3 channels, and the model takes {channels}")
     names = (getattr(model, "pretrained_cfg", None) or {}).get("label_names") or ()
-    form = reparameterize(model).float().eval()  # as pictures are prepared
+    form = reparameterize(deepcopy(model).float(), inplace=True).eval()  # float32, as pictures are prepared
     device = next(form.parameters()).device
 
     def classify(path: Union[str, Path]) -> Prediction:
@@ -102,7 +104,8 @@ def draw(predictions: Sequence[Prediction], file: Union[str, Path], lines: int =
     from PIL import Image, ImageDraw, ImageOps
 
     require_drawable(file, [prediction.path for prediction in predictions])
-    columns = min(_COLUMNS, len(predictions))
+    # of many pictures a sheet about as wide as high: JPEG and WebP have a greatest height
+    columns = min(max(_COLUMNS, math.isqrt(len(predictions))), len(predictions))
     rows = -(-len(predictions) // columns)
     width, height = _SIDE + _GAP, _SIDE + lines * _LINE + _GAP
     sheet = Image.new("RGB", (columns * width + _GAP, rows * height + _GAP), "white")

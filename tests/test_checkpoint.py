@@ -125,6 +125,19 @@ def test_weights_in_half_precision_are_not_rounded_to_it_again_when_merged() -> 
     assert (found - expected).abs().max() < 1e-6 * expected.abs().max()
 
 
+@pytest.mark.parametrize("inference_mode", [False, True], ids=["train", "deploy"])
+def test_half_precision_of_everything_is_read_though_its_count_of_steps_overflows(
+    inference_mode: bool, tmp_path: Path
+) -> None:
+    weights = trained().state_dict()
+    counts = {name: torch.tensor(78000) for name in weights if name.endswith("num_batches_tracked")}
+    torch.save({name: tensor.half() for name, tensor in {**weights, **counts}.items()}, tmp_path / "half.pth")
+    model, expected = (timm.create_model(NAME, inference_mode=inference_mode) for _ in range(2))
+    rdpnet_timm.load_checkpoint(model, tmp_path / "half.pth")
+    expected.load_state_dict({n: t.half() if t.is_floating_point() else t for n, t in weights.items()})
+    assert torch.equal(outputs(model), outputs(expected))
+
+
 def test_a_model_is_made_from_a_file_with_the_arguments_that_its_weights_show(tmp_path: Path) -> None:
     model = trained(num_classes=3, in_chans=1, pointwise_identity=True, shuffle_groups=4)
     path = timm_file(tmp_path / "last.pth.tar", model.state_dict(), shuffle_groups=4)

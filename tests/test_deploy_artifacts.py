@@ -221,6 +221,7 @@ def test_wrong_arguments_are_named_before_anything_is_written(model, tmp_path):
     folder = tmp_path / "out"
     for arguments, error, named in [
         (dict(formats=["tflite"]), ValueError, "no format 'tflite'; choose from onnx"),
+        (dict(formats="tflite"), ValueError, "no format 'tflite'; choose from onnx"),
         (dict(formats=["torchscript"], int8=True), ValueError, "INT8 is for"),
         (dict(pixel_range=100), ValueError, "0 to 255"),
         (dict(class_names=["a"]), ValueError, "5 classes, got 1"),
@@ -228,9 +229,16 @@ def test_wrong_arguments_are_named_before_anything_is_written(model, tmp_path):
         (dict(name=".."), ValueError, r"no folder in it, got '\.\.'"),
         (dict(input_size=(3, 0, 0)), ValueError, r"numbers from 1, got \(3, 0, 0\)"),
         (dict(calibration=Calibration(torch.rand(2, 3, 8, 8))), ValueError, "calibration images are"),
+        (dict(calibration=Calibration(torch.rand(0, *SIZE))), ValueError, r"calibration images are \(0, 3, 16, 16\)"),
+        (dict(calibration=Calibration(torch.rand(2, *SIZE) * 255)), ValueError, "divide pixels of 0 to 255 by 255"),
+        (dict(calibration=Calibration(torch.ones(2, *SIZE).byte())), ValueError, r"got torch\.uint8 of 1 to 1"),
+        (dict(calibration=Calibration(torch.rand(2, *SIZE) * 2 - 1)), ValueError, "not normalised"),
     ]:
         with pytest.raises(error, match=named):
             export(model, folder, **{"input_size": SIZE, **arguments})
+    of_one_size = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 16 * 16, 5))
+    with pytest.raises(ValueError, match=r"cannot take images of the size \(C, H, W\) = \(3, 8, 8\): mat1 and"):
+        export(of_one_size, folder, input_size=(3, 8, 8))
     assert not folder.exists()
 
 
@@ -239,6 +247,10 @@ def test_nothing_is_replaced_unasked_and_nothing_of_another_model_is_left(model,
         export(network, tmp_path, formats, "net", input_size=SIZE, rounds=1, **options)
         return {path.name for path in tmp_path.iterdir()}
 
+    (tmp_path / "net.bin").write_text("mine, and OpenVINO's second file is called so")
+    with pytest.raises(FileExistsError, match=r"net\.bin in '.*--overwrite"):
+        written(model, "openvino")
+    (tmp_path / "net.bin").unlink()
     script, exported = "net.torchscript.pt", "net.pt2"
     written(model, "torchscript")
     assert written(model, "torch-export") == {f"{file}{end}" for file in (script, exported) for end in ("", ".json")}
@@ -254,11 +266,15 @@ def test_nothing_is_replaced_unasked_and_nothing_of_another_model_is_left(model,
     assert written(other, "torch-export", overwrite=True) == {exported, f"{exported}.json", "net-int8.onnx"}
 
 
-def test_an_averaged_model_is_exported_as_the_one_in_it(tmp_path):
-    (artifact,) = export(ModelEmaV3(load_model("rdpnet_025_cifar.digits")), tmp_path, ["torchscript"], rounds=1)
+def test_an_averaged_model_is_exported_as_the_one_in_it_and_no_weight_is_rounded_again(tmp_path, pixels):
+    model = load_model("rdpnet_025_cifar.digits").bfloat16()
+    (artifact,) = export(ModelEmaV3(model), tmp_path, "torchscript", rounds=1)
     facts = json.loads(Path(f"{artifact.path}.json").read_text())
     assert facts["model"] == "rdpnet_025_cifar" and facts["input"]["shape"] == [1, 3, 32, 32]
     assert facts["classes"] == list("0123456789")
+    images = Preprocessing.of(model).normalize(pixels[:1]).numpy()
+    found = known_format("torchscript").load(artifact.path, 1, {})(images)
+    assert relative(found, expected(model.float().eval(), pixels[:1])) < 1e-5
 
 
 def test_equalisation_of_a_network_with_shortcuts_is_refused(tmp_path):

@@ -114,6 +114,9 @@ def test_a_parquet_without_images_is_named(tmp_path, preprocessing):
     parquet.write_table(arrow.table({"picture": [b"", b""]}), tmp_path / "data.parquet")
     with pytest.raises(ValueError, match="column 'image'"):
         load_images(tmp_path / "data.parquet", preprocessing)
+    parquet.write_table(arrow.table({"image": ["a.png", "b.png"]}), tmp_path / "data.parquet")
+    with pytest.raises(ValueError, match=r"expected encoded images in the column 'image' of .*, got string"):
+        load_images(tmp_path / "data.parquet", preprocessing)
 
 
 def test_channels_that_the_model_does_not_take_are_named():
@@ -125,7 +128,8 @@ def test_a_model_that_does_not_say_how_its_images_are_prepared_is_refused():
     plain = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1))
     with pytest.raises(ValueError, match=r"this Sequential does not say.*pretrained_cfg"):
         Preprocessing.of(plain)
-    assert Preprocessing.of(plain, (3, 40, 24)).input_size == (3, 40, 24)
+    with pytest.warns(UserWarning, match="mean and std; without it those of ImageNet are taken"):
+        assert Preprocessing.of(plain, (3, 40, 24)).input_size == (3, 40, 24)
     plain.pretrained_cfg = {"input_size": (3, 8, 8), "mean": (0.5,) * 3, "std": (0.2,) * 3}
     prepared = Preprocessing.of(torch.nn.DataParallel(plain))
     assert prepared.input_size == (3, 8, 8) and prepared.mean == (0.5,) * 3 and prepared.std == (0.2,) * 3

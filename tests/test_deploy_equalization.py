@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from timm.layers import StdConv2d
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 from rdpnet_timm import RDPNet, reparameterize
 from rdpnet_timm.deploy.bias import correct_bias, rounded
@@ -27,6 +28,10 @@ from rdpnet_timm.reparam import Kernel
 def deployed(dtype=torch.float64, **kwargs):
     model = RDPNet(0.25, strides=(1, 1, 2, 2, 2), num_classes=5, **kwargs)
     return reparameterize(randomize_norms(model).to(dtype)).eval().requires_grad_(False)
+
+
+def frozen():
+    return nn.Conv2d(3, 4, 1).requires_grad_(False)
 
 
 def relative(actual, expected):
@@ -194,6 +199,10 @@ def test_any_straight_path_will_do():
         (lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU6(), nn.Conv2d(4, 3, 1)), "ReLU6"),
         (lambda: nn.Sequential(*[nn.Conv2d(3, 3, 1)] * 2), "twice"),
         (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2)), "inputs"),
+        (lambda: nn.Sequential(StdConv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 3, 1)), "'_0' computes its weights"),
+        (lambda: nn.Sequential(prune.l1_unstructured(frozen(), "weight", 0.5)), r"prune\.remove"),
+        (lambda: nn.Sequential(prune.l1_unstructured(frozen(), "bias", 0.5)), r"prune\.remove"),
+        (lambda: nn.Sequential(parametrizations.weight_norm(nn.Conv2d(3, 4, 1))), "remove_parametrizations"),
     ],
 )
 def test_a_model_that_is_no_straight_path_is_refused_by_the_place_where_it_branches(model, named):

@@ -28,6 +28,22 @@ def test_folded_normalisation_is_exact_up_to_the_border(border, white, strides):
     assert ((folded - expected).abs().max() / expected.abs().max()).item() < 1e-12
 
 
+@pytest.mark.parametrize("border", BORDERS)
+def test_a_first_convolution_of_groups_is_folded_too(border):
+    path = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 3, padding=1, groups=3), torch.nn.ReLU()).double().eval()
+    pixels = torch.rand(2, 3, 9, 7).double()
+    with torch.no_grad():
+        expected, folded = path(normalized(pixels, 1)), fold_normalization(path, MEAN, STD, border=border, size=(9, 7))
+        assert torch.allclose(folded(pixels), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", ["rdpnet_025_cifar", "resnet10t"])
+def test_what_normalises_is_in_the_mode_of_the_model(name, training):
+    model = reparameterize(timm.create_model(name)).train(training)
+    assert {module.training for module in fold_normalization(model, MEAN, STD).modules()} == {training}
+
+
 def test_any_other_model_gets_normalisation_in_front():
     model = randomize_norms(timm.create_model("resnet10t", num_classes=4).double()).eval()
     pixels = torch.rand(1, 3, 32, 32).double()

@@ -147,8 +147,9 @@ def test_what_is_written_is_what_torch_and_safetensors_would_write(tmp_path):
 
 
 def test_a_text_in_another_encoding_is_named(tmp_path):
-    (tmp_path / "names.txt").write_text("Käfer\nÖl\n", encoding="utf-8")
-    assert read_lines(tmp_path / "names.txt") == ["Käfer", "Öl"]
+    for encoding in ("utf-8", "utf-8-sig"):
+        (tmp_path / "names.txt").write_text("Käfer\nÖl\n", encoding=encoding)
+        assert read_lines(tmp_path / "names.txt") == ["Käfer", "Öl"]
     (tmp_path / "names.txt").write_text("Käfer\nÖl\n", encoding="latin-1")
     with pytest.raises(ValueError, match=r"names.txt' is no text in UTF-8 \(.*position 1"):
         read_lines(tmp_path / "names.txt")

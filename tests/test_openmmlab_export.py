@@ -548,6 +548,8 @@ def test_the_script_of_the_docs_detects_and_draws_without_torch(detector, tmp_pa
     (tmp_path / "pictures").mkdir()
     for index, picture in enumerate(PICTURES):
         Image.fromarray(picture).save(tmp_path / f"pictures/{index}.png")
+    grey = PICTURES[0][..., 0]
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "pictures/16 bits.png")
     command = [
         sys.executable,
         "-S",
@@ -556,17 +558,19 @@ def test_the_script_of_the_docs_detects_and_draws_without_torch(detector, tmp_pa
         "detect.py",
         detector[0] / "cells.onnx",
         tmp_path / "pictures",
-        tmp_path / "found",
+        tmp_path / "pictures",  # beside the pictures, none of which is replaced
     ]
     (tmp_path / "detect.py").write_text(code)
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "found/boxes.json").read_text())
-    for index, picture in enumerate(PICTURES):
+    found = json.loads((tmp_path / "pictures/boxes.json").read_text())
+    pictures = {**{f"{index}.png": each for index, each in enumerate(PICTURES)}, "16 bits.png": np.stack([grey] * 3, 2)}
+    for name, picture in pictures.items():
         boxes, scores, labels = run_onnx(detector[0] / "cells.onnx", picture)
         expected = [[CLASSES[label], score, box] for box, score, label in zip(boxes.tolist(), scores.tolist(), labels)]
-        assert found[f"{index}.png"] == expected
-        assert Image.open(tmp_path / f"found/{index}.png.png").size == picture.shape[1::-1]
+        assert found[name] == expected
+        assert Image.open(tmp_path / f"pictures/{name}.png").size == picture.shape[1::-1]
+    assert np.array_equal(Image.open(tmp_path / "pictures/0.png"), PICTURES[0])
 
 
 def test_mmdets_own_inferencer_takes_config_and_checkpoint_and_gives_the_deploy_form(detector):

@@ -19,7 +19,10 @@ def detect(artefact: str, pictures: str, output: str, least: float = 0.5) -> Non
     Path(output).mkdir(parents=True, exist_ok=True)
     everything = {}
     for path in sorted(each for each in Path(pictures).iterdir() if each.suffix.lower() in (".jpg", ".jpeg", ".png")):
-        picture = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+        picture = ImageOps.exif_transpose(Image.open(path))
+        if picture.mode.startswith("I"):  # grey of 16 bits, which convert would cut off at 255
+            picture = Image.fromarray(((np.asarray(picture).astype(np.uint32) + 128) // 257).astype(np.uint8))
+        picture = picture.convert("RGB")
         found = [each.tolist() for each in session.run(["boxes", "scores", "labels"], {"image": np.asarray(picture)})]
         called = [names[label] if names else str(label) for label in found[2]]
         everything[path.name] = [list(each) for each in zip(called, found[1], found[0])]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from copy import deepcopy
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -117,7 +118,7 @@ class Artifact(Exported):
 def export(
     model: nn.Module,
     output: Union[str, Path],
-    formats: Sequence[str] = ("onnx",),
+    formats: Union[str, Sequence[str]] = ("onnx",),
     name: Optional[str] = None,
     int8: bool = False,
     calibration: Optional[Calibration] = None,
@@ -141,7 +142,7 @@ def export(
         model: any timm model, averaged, parallel or compiled ones included; its reparameterisable blocks are merged. It
             is left as it is.
         output: the folder to write to, made where needed.
-        formats: of 'onnx', 'openvino', 'torch-export', 'torchscript', 'executorch', 'litert', 'ncnn'.
+        formats: one or several of 'onnx', 'openvino', 'torch-export', 'torchscript', 'executorch', 'litert', 'ncnn'.
         name: of the files, without suffix; by default the model's.
         int8: write INT8 artefacts beside the float ones; of the formats in :data:`.quantize.QUANTIZERS`.
         calibration: images for INT8, and for the comparison; random ones, with a warning, where INT8 has none.
@@ -169,7 +170,7 @@ def export(
         OSError: ``output`` cannot be written.
         RuntimeError: an artefact differs from the model by more than is tolerated.
     """
-    model = unwrap_model(model)
+    model, formats = unwrap_model(model), [formats] if isinstance(formats, str) else formats
     chosen = {format_name: known_format(format_name) for format_name in formats}
     if not chosen:
         raise ValueError(f"no format was asked for; choose from {', '.join(FORMATS)}")
@@ -184,13 +185,15 @@ def export(
         raise ValueError(f"pixels are of 0 to 1 or of 0 to 255, got {pixel_range}")
     if class_names is not None and len(class_names) != getattr(model, "num_classes", len(class_names)):
         raise ValueError(f"expected the names of {model.num_classes} classes, got {len(class_names)}")
-    deployed = reparameterize(model).float().cpu().eval().requires_grad_(False)
+    exact = deepcopy(model).cpu().double()  # in half precision, merged kernels would be rounded once more
+    deployed = reparameterize(exact, inplace=True).float().eval().requires_grad_(False)
     preprocessing = Preprocessing.of(model, input_size)
     name = name or _name(model)
     if Path(name).name != name or name == "..":
         raise ValueError(f"a name of files must have no folder in it, got '{name}': say the folder as output (-o)")
     weights = _weights_sha256(deployed)
-    targets = {f"{name}{end}{kind.suffixes[0]}" for kind in chosen.values() for end in ("", "-int8")[: 1 + int8]}
+    ends = ("", "-int8")[: 1 + int8]
+    targets = {f"{name}{end}{suffix}" for kind in chosen.values() for end in ends for suffix in kind.suffixes}
     stale = _stale(Path(output), name, weights, targets)
     present = {path.name for path in stale if path.suffix != ".json"}
     present |= {target for target in targets if (Path(output) / target).exists()}
@@ -199,8 +202,9 @@ def export(
             f"there is {' and '.join(sorted(present))} in '{output}', of this name or of another model: choose another "
             "folder or name, or --overwrite"
         )
-    tests = _test_images(preprocessing, calibration)
     real = calibration is not None
+    calibration = calibration and _images_of(calibration, preprocessing)
+    tests = _test_images(preprocessing, calibration)
     if int8 and calibration is None:
         calibration = random_images(preprocessing)
         tests["random"] = calibration.pixels  # INT8 is accurate on the kind of image it was calibrated on
@@ -215,8 +219,13 @@ def export(
     def as_input(pixels: Tensor) -> Tensor:
         return preprocessing.normalize(pixels) if pixel_range is None else pixels * pixel_range
 
-    with evaluating(deployed):
-        logits = {kind: deployed(preprocessing.normalize(pixels)) for kind, pixels in tests.items()}
+    try:
+        with evaluating(deployed):
+            logits = {kind: deployed(preprocessing.normalize(pixels)) for kind, pixels in tests.items()}
+    except (AssertionError, RuntimeError) as error:  # timm's transformers are for one size
+        raise ValueError(
+            f"the model cannot take images of the size (C, H, W) = {preprocessing.input_size}: {error}"
+        ) from error
     if not isinstance(logits["random"], Tensor):
         raise ValueError(
             f"expected a classifier, got a {type(model).__name__}, which returns a {type(logits['random']).__name__}"
@@ -325,15 +334,28 @@ def _name(model: nn.Module) -> str:
     return (getattr(model, "pretrained_cfg", None) or {}).get("architecture") or type(model).__name__.lower()
 
 
+def _images_of(calibration: Calibration, preprocessing: Preprocessing) -> Calibration:
+    """The images in float32 on the CPU, once they are seen to be what this model is asked with."""
+    pixels, source = calibration
+    if not len(pixels) or pixels.shape[1:] != preprocessing.input_size:
+        raise ValueError(
+            f"the model takes images {preprocessing.input_size}, and the calibration images are {tuple(pixels.shape)}: "
+            "load them with this model's preprocessing"
+        )
+    least, most = pixels.aminmax()
+    # a bicubic filter may overshoot a little
+    if not (pixels.is_floating_point() and least >= -0.25 and most <= 1.25):
+        raise ValueError(
+            f"calibration images are floating-point pixels of 0 to 1, not normalised, got {pixels.dtype} of {least:g} "
+            f"to {most:g}: divide pixels of 0 to 255 by 255, and leave the normalisation to the export"
+        )
+    return Calibration(pixels.float().cpu(), source)
+
+
 def _test_images(preprocessing: Preprocessing, calibration: Optional[Calibration]) -> Dict[str, Tensor]:
     """Pixels by kind: random ones, and real ones where there are."""
     images = {"random": torch.rand(4, *preprocessing.input_size, generator=torch.Generator().manual_seed(0))}
     if calibration is not None:
-        if calibration.pixels.shape[1:] != preprocessing.input_size:
-            raise ValueError(
-                f"the model takes images {preprocessing.input_size}, and the calibration images are "
-                f"{tuple(calibration.pixels.shape[1:])}: load them with this model's preprocessing"
-            )
         images["real"] = calibration.pixels[:64]
     return images
 

@@ -4,17 +4,13 @@ from copy import deepcopy
 from typing import Any, Dict, Sequence, Tuple, Union
 
 import torch
-from timm.layers import ScaledStdConv2d, ScaledStdConv2dSame, StdConv2d, StdConv2dSame
 from torch import Tensor, nn
 
 from ..measure.difference import evaluating
 from ..reparam import Kernel
-from .equalization import BATCH, groups_of, kernel_of, scale_inputs
+from .equalization import BATCH, STANDARDIZED, groups_of, kernel_of, scale_inputs
 
 __all__ = ["correct_bias", "rounded"]
-
-# they multiply by other weights than they hold
-_STANDARDIZED = (StdConv2d, StdConv2dSame, ScaledStdConv2d, ScaledStdConv2dSame)
 
 
 def rounded(weight: Tensor, steps: float = 127, per_channel: bool = True) -> Tensor:
@@ -65,7 +61,7 @@ def correct_bias(
         sums[layer] = sums.get(layer, 0) + x.sum(places, dtype=torch.float64)
         counts[layer] = counts.get(layer, 0) + x.numel() // x.shape[channel]
 
-    layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear)) and not isinstance(m, _STANDARDIZED)]
+    layers = [m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear)) and not isinstance(m, STANDARDIZED)]
     hooks = [layer.register_forward_hook(record) for layer in layers]
     try:
         with evaluating(model):

@@ -58,16 +58,21 @@ class Preprocessing(NamedTuple):
     def of(cls, model: nn.Module, input_size: Optional[Sequence[int]] = None) -> "Preprocessing":
         """That of a timm model, for images of another ``(C, H, W)`` where given.
 
+        Warns where a model without a ``pretrained_cfg`` gets ImageNet's normalisation.
+
         Raises:
             ValueError: sizes below 1, or other channels than the model says that it takes; neither a size nor a
                 ``pretrained_cfg``.
         """
         model = unwrap_model(model)
-        if not (input_size or getattr(model, "pretrained_cfg", None)):
-            raise ValueError(
+        if not getattr(model, "pretrained_cfg", None):
+            untold = (
                 f"this {type(model).__name__} does not say how its images are prepared: set its pretrained_cfg, as "
                 "timm's models have it, to a dict of input_size=(C, H, W), mean and std"
             )
+            if not input_size:
+                raise ValueError(untold)
+            warnings.warn(f"{untold}; without it those of ImageNet are taken", stacklevel=2)
         config: Dict[str, Any] = resolve_model_data_config(model)
         own = getattr(model, "in_chans", None)  # few of timm's models say it
         channels, height, width = input_size or (own or config["input_size"][0], *config["input_size"][1:])
@@ -263,8 +268,10 @@ def _from_parquet(path: Path, limit: Optional[int]) -> _Source:
     if column not in table.column_names or not len(table):
         raise ValueError(f"expected encoded images in a column 'image' or 'img' of '{path}', got {table.column_names}")
     table = table.take(_spread(len(table), limit))
-    cells = (cell["bytes"] if isinstance(cell, dict) else cell for cell in table[column].to_pylist())
-    return [f"{i} of '{path}'" for i in range(len(table))], cells
+    cells: List[Any] = [cell.get("bytes") if isinstance(cell, dict) else cell for cell in table[column].to_pylist()]
+    if not all(cell is None or isinstance(cell, bytes) for cell in cells):  # but paths, for example
+        raise ValueError(f"expected encoded images in the column '{column}' of '{path}', got {table[column].type}")
+    return [f"{i} of '{path}'" for i in range(len(table))], iter(cells)
 
 
 def image_column(names: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from typing import Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
-from timm.layers import SelectAdaptivePool2d
+from timm.layers import ScaledStdConv2d, ScaledStdConv2dSame, SelectAdaptivePool2d, StdConv2d, StdConv2dSame
 from torch import Tensor, fx, nn
 
 from ..measure.difference import evaluating
@@ -21,6 +21,7 @@ from ..reparam import Kernel, float64
 
 __all__ = [
     "FEWEST_IMAGES",
+    "STANDARDIZED",
     "Equalization",
     "Layer",
     "NotStraight",
@@ -38,6 +39,9 @@ Layer = Union[nn.Conv2d, nn.Linear]
 FEWEST_IMAGES = 32  # real ones, for activations: what fewer hardly excite is enlarged, and cut off on other images
 BATCH = 16  # images at a time, or the activations of hundreds would take gigabytes
 DEAD = 1e-3  # of its bias: a channel whose weights are below it has died of decay, to 0 or nearly
+
+# they multiply by other weights than they hold
+STANDARDIZED = (StdConv2d, StdConv2dSame, ScaledStdConv2d, ScaledStdConv2dSame)
 
 # f(s * x) == s * f(x) channel by channel for every s > 0: factors pass through these unchanged
 _HOMOGENEOUS = (
@@ -100,6 +104,12 @@ def straight_path(model: nn.Module) -> List[Layer]:
             )
         module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
         if isinstance(module, (nn.Conv2d, nn.Linear)):
+            if not {"weight", "bias"} <= module._parameters.keys() or isinstance(module, STANDARDIZED):
+                raise NotStraight(
+                    f"{advice} with weights of their own, and '{node.name}' computes its weights at every call; those "
+                    "that were pruned become its own by torch.nn.utils.prune.remove, parametrised ones by "
+                    "torch.nn.utils.parametrize.remove_parametrizations"
+                )
             layers.append(module)
         elif not _is_homogeneous(node, module):
             raise NotStraight(f"{advice}, and '{node.name}' ({module or node.target}) is none of these")

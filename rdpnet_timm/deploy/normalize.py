@@ -5,8 +5,9 @@ folds into the kernel, and so does the subtraction everywhere but at the border:
 mean", which in plain pixels is ``mean``, one value a channel. There are three exact ways out, see :data:`BORDERS`.
 """
 
+from contextlib import suppress
 from copy import deepcopy
-from typing import Sequence, Tuple
+from typing import Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +42,8 @@ class _PaddedWithMean(nn.Module):
         self.margins = [horizontal, horizontal, vertical, vertical]
         self.values = mean.tolist()
         with torch.no_grad():
-            conv.bias -= F.conv2d(mean.reshape(1, -1, 1, 1).expand(1, -1, *conv.kernel_size), conv.weight).flatten()
+            window = mean.reshape(1, -1, 1, 1).expand(1, -1, *conv.kernel_size)
+            conv.bias -= F.conv2d(window, conv.weight, groups=conv.groups).flatten()
         conv.padding = (0, 0)
         self.conv = conv
 
@@ -70,6 +72,7 @@ class _Normalized(nn.Module):
 
     def __init__(self, model: nn.Module, mean: Tensor, std: Tensor) -> None:
         super().__init__()
+        self.training = model.training  # TorchScript freezes what is in evaluation mode
         self.model = model
         self.register_buffer("mean", mean.reshape(1, -1, 1, 1))
         self.register_buffer("factor", 1 / std.reshape(1, -1, 1, 1))
@@ -111,10 +114,9 @@ def fold_normalization(
     parameter = next(model.parameters())
     means, stds = (torch.tensor(values, dtype=torch.float64, device=parameter.device) for values in (mean, std))
     means, stds = means * pixel_range, stds * pixel_range
-    try:
+    conv: Optional[nn.Module] = None
+    with suppress(NotStraight):
         conv = straight_path(model)[0]
-    except NotStraight:
-        return _Normalized(model, means.to(parameter), stds.to(parameter))
     if not isinstance(conv, nn.Conv2d) or not (isinstance(conv.padding, tuple) and conv.padding_mode == "zeros"):
         return _Normalized(model, means.to(parameter), stds.to(parameter))
     if not conv.in_channels == len(means) == len(stds):
@@ -133,5 +135,6 @@ def fold_normalization(
         folded = _PaddedWithMean(conv, means)
     else:
         folded = _BiasMap(conv, means, size)
+    folded.training = conv.training
     model.set_submodule(name, folded)
     return model

@@ -123,7 +123,8 @@ def export_openmmlab(
     if Path(name).name != name or name == "..":
         raise ValueError(f"a name of files must have no folder in it, got '{name}': say the folder as output (-o)")
     ends = ("", "-int8")[: 1 + int8]
-    targets = [Path(output) / f"{name}{end}{kind.suffixes[0]}" for kind in chosen.values() for end in ends]
+    kinds = chosen.values()
+    targets = [Path(output) / f"{name}{end}{suffix}" for kind in kinds for end in ends for suffix in kind.suffixes]
     present = [target.name for target in targets if target.exists()]
     if present and not overwrite:
         raise FileExistsError(

@@ -86,7 +86,9 @@ def read_state_dict(path: Union[str, Path], use_ema: bool = True) -> Tuple[Dict[
         state_dict = state_dict_of(content, use_ema)
     except ValueError as error:
         raise ValueError(f"'{path}': {error}") from None
-    broken = [name for name, value in state_dict.items() if value.is_floating_point() and not value.isfinite().all()]
+    floating = {name: value for name, value in state_dict.items() if value.is_floating_point()}
+    # a count of more than 65504 steps, halved with all the rest, is infinite: it is no weight
+    broken = [n for n, value in floating.items() if not (value.isfinite().all() or n.endswith("num_batches_tracked"))]
     if broken:
         raise ValueError(
             f"{len(broken)} tensors in '{path}' hold NaN or infinity, the first is '{broken[0]}': the training that "
