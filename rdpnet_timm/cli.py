@@ -869,8 +869,11 @@ def _told(error: Exception) -> str:
 
 
 @contextmanager
-def _ending_on_sigterm() -> Iterator[None]:
-    """Turn SIGTERM into an exception, so that what was begun is cleaned up; who handles it otherwise, may."""
+def _ending_in_order() -> Iterator[None]:
+    """Turn SIGTERM and SIGHUP, of a terminal that closes, into an exception, so that what was begun is cleaned up.
+
+    What is ignored, as SIGHUP is under ``nohup``, stays so.
+    """
 
     def end(number: int, _: Any) -> None:
         raise SystemExit(128 + number)
@@ -878,11 +881,14 @@ def _ending_on_sigterm() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # where alone signals can be had
         yield
         return
-    former = signal.signal(signal.SIGTERM, end)
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has one
+    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    former = {number: signal.signal(number, end) for number in heard}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, former)
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -961,7 +967,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     """
     args = parse(sys.argv[1:] if argv is None else argv)
     try:
-        with _ending_on_sigterm():
+        with _ending_in_order():
             status = int(args.run(args) or 0)
             print(end="", flush=True)
             return status

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -129,6 +130,30 @@ def test_an_unforeseen_error_is_one_line_and_debug_shows_where_it_is(monkeypatch
         assert main(words) == 1
         error = capsys.readouterr().err
         assert "Traceback" in error and "in broken" in error
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_an_order_to_end_lets_a_command_clean_up_but_where_it_is_ignored(number: int, monkeypatch: Any) -> None:
+    cleaned_up = []
+
+    def interrupted(*args: Any) -> Any:
+        try:
+            signal.raise_signal(number)
+            return []
+        finally:
+            cleaned_up.append(True)
+
+    monkeypatch.setattr("rdpnet_timm.measure.size.table", interrupted)
+    monkeypatch.setattr("rdpnet_timm.measure.size.render", lambda *args: "")
+    former = signal.signal(number, lambda *_: None)  # a mistake is then no end of the tests
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main(["info", "rdpnet_025"])
+        assert ended.value.code == 128 + number and cleaned_up
+        signal.signal(number, signal.SIG_IGN)  # as nohup does
+        assert main(["info", "rdpnet_025"]) == 0 and signal.getsignal(number) is signal.SIG_IGN
+    finally:
+        signal.signal(number, former)
 
 
 @pytest.mark.parametrize("words", [["--help"], ["export", "--help"], ["--version"], ["nonsense"]], ids=" ".join)

@@ -507,6 +507,13 @@ def test_gradients_accumulate():
         torch.testing.assert_close(parameter.grad, 2 * grad)
 
 
+def test_the_memory_of_parameters_can_be_freed_as_fsdp_does_between_two_uses(steps):
+    for block, x in ((module(), images()), (RepVGGBlock(3, 16).train(), torch.randn(4, 3, 16, 16))):
+        block(x).sum().backward()
+        assert all(parameter.untyped_storage().resizable() for parameter in block.parameters())
+    assert len(steps.taken) == 3
+
+
 def test_gradient_checkpointing_changes_nothing(steps):
     model = excited(timm.create_model("rdpnet_025_cifar")).double()
     other = branch_by_branch(model)

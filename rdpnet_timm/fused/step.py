@@ -140,8 +140,14 @@ def _passes(x: Tensor) -> ModuleType:
     return vector_loops if fills_registers(x.shape[1], x.dtype) else loops
 
 
-def _arrays(tensors: Sequence[Tensor]) -> Tuple[np.ndarray, ...]:
-    return tuple(tensor.detach().contiguous().numpy() for tensor in tensors)
+def _copied(parameter: Tensor, *shape: int) -> np.ndarray:
+    """A parameter as an array of its own: with a view by numpy, FSDP could not free its memory between two uses."""
+    return parameter.detach().reshape(shape).clone().numpy()
+
+
+def _arrays(parameters: Sequence[Tensor]) -> Tuple[np.ndarray, ...]:
+    """Parameters of one shape, copied as well."""
+    return tuple(torch.stack([parameter.detach() for parameter in parameters]).numpy())
 
 
 class _DepthStep(torch.autograd.Function):
@@ -162,11 +168,11 @@ class _DepthStep(torch.autograd.Function):
         values, gammas, betas = array(x), _arrays(affine[:3]), _arrays(affine[3:])
         passes = _passes(x)
         totals = _totals(4, channels)
-        flat = weight.detach().reshape(channels, 9).numpy()
+        flat = _copied(weight, channels, 9)
         over_parts(passes.depth_sums, n, values, np.ascontiguousarray(flat.T), dilation, totals)
         count = n * height * width
         taps, kernel, bias, statistics, state = formulas.depth_kernel(
-            totals, flat, scale.detach().reshape(-1).numpy(), gammas, betas, eps, count
+            totals, flat, _copied(scale, channels), gammas, betas, eps, count
         )
         out = _empty_map(x, n, channels, (height - 1) // stride + 1, (width - 1) // stride + 1)
         over_parts(passes.depth_output, n, values, kernel, bias, stride, dilation, array(out))
@@ -192,7 +198,7 @@ class _DepthStep(torch.autograd.Function):
         totals, count = _totals(3, channels), n * height * width
         over_parts(passes.depth_backward_sums, n, *arrays, stride, totals)
         coefficients, gradients, total = formulas.depth_coefficients(
-            totals, scale.detach().reshape(-1).numpy(), eps, statistics, state, count
+            totals, _copied(scale, channels), eps, statistics, state, count
         )
         gradient_x = torch.empty_like(x)
         totals = _totals(10, channels)
