@@ -1,15 +1,13 @@
 """The command ``rdpnet``: parses, calls, prints. Each subcommand imports what it needs when it runs."""
 
 import argparse
-import signal
 import sys
-import threading
 import traceback
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Sequence, Tuple, TypeAlias
 
 from . import __version__
 from .progress import drop_output
+from .signals import handled
 
 if TYPE_CHECKING:
     from torch import nn
@@ -868,27 +866,9 @@ def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {message} (this should not happen: with --debug the command says where it does)"
 
 
-@contextmanager
-def _ending_in_order() -> Iterator[None]:
-    """Turn SIGTERM and SIGHUP, of a terminal that closes, into an exception, so that what was begun is cleaned up.
-
-    What is ignored, as SIGHUP is under ``nohup``, stays so.
-    """
-
-    def end(number: int, _: Any) -> None:
-        raise SystemExit(128 + number)
-
-    if threading.current_thread() is not threading.main_thread():  # where alone signals can be had
-        yield
-        return
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has one
-    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
-    former = {number: signal.signal(number, end) for number in heard}
-    try:
-        yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
+def _end(number: int, _: object) -> None:
+    """Handle a signal as an exception, so that what was begun is cleaned up; who handles it otherwise, may."""
+    raise SystemExit(128 + number)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -967,7 +947,7 @@ def main(argv: Optional[List[str]] = None) -> int:
     """
     args = parse(sys.argv[1:] if argv is None else argv)
     try:
-        with _ending_in_order():
+        with handled(_end, "SIGTERM", "SIGHUP"):  # the latter of a terminal that closes
             status = int(args.run(args) or 0)
             print(end="", flush=True)
             return status

@@ -19,7 +19,7 @@ FLOORS = (  # from the top; __init__ is the door, and stands outside
     ("deploy", "blocks"),
     ("measure", "fused"),
     ("convert", "weights"),
-    ("reparam", "files", "extras", "progress", "allocator"),
+    ("reparam", "files", "extras", "progress", "allocator", "signals"),
 )
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 

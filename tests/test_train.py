@@ -418,9 +418,9 @@ def uninterrupted(tmp_path_factory):
     return data, train(Run(MODEL, SHORT, seed=3), data, tmp_path_factory.mktemp("whole"))
 
 
-def stopped_by_sigterm(run, step, folder):
-    """Train in a process that gets SIGTERM within a step, after which it stops; what it wrote to its standard error."""
-    code = """
+def stopped_by(number, run, step, folder):
+    """Train in a process that gets a signal within a step, and stops after it; what it wrote to its standard error."""
+    code = f"""
         import os, pickle, signal, sys
         import torch
         from rdpnet_timm.train import train
@@ -428,7 +428,7 @@ def stopped_by_sigterm(run, step, folder):
         run, data, step, folder = pickle.load(sys.stdin.buffer)
         def stop(done, total, record):
             if done == step - 1:
-                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), {number})
             assert done <= step
         train(run, data, folder, stop)
     """
@@ -438,13 +438,14 @@ def stopped_by_sigterm(run, step, folder):
         input=pickle.dumps((run, data, step, folder)),
         capture_output=True,
     )
-    assert process.returncode == 128 + signal.SIGTERM, process.stderr.decode()
+    assert process.returncode == 128 + number, process.stderr.decode()
     return process.stderr.decode()
 
 
-def test_a_run_stopped_by_sigterm_within_an_epoch_ends_with_the_same_weights(uninterrupted, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])  # of a terminal that closes
+def test_a_run_stopped_within_an_epoch_ends_with_the_same_weights(number, uninterrupted, tmp_path):
     data, whole = uninterrupted
-    assert "stopped at step 4 of 9" in stopped_by_sigterm(Run(MODEL, SHORT, seed=3), 4, tmp_path)
+    assert "stopped at step 4 of 9" in stopped_by(number, Run(MODEL, SHORT, seed=3), 4, tmp_path)
     resumed = train(Run(MODEL, SHORT, seed=3), data, tmp_path)
     assert_same(weights(resumed.model), weights(whole.model))
     assert resumed.deploy_form == whole.deploy_form
@@ -695,7 +696,7 @@ def test_crops_beyond_the_image_are_refused(tmp_path):
 def test_a_run_can_be_prolonged_while_its_rate_has_not_begun_to_fall(uninterrupted, tmp_path):
     data, _ = uninterrupted
     recipe = replace(SHORT, epochs=2, warmup_epochs=0, small_epochs=0)
-    stopped_by_sigterm(Run(MODEL, recipe), 3, tmp_path / "a")
+    stopped_by(signal.SIGTERM, Run(MODEL, recipe), 3, tmp_path / "a")
     prolonged = train(Run(MODEL, replace(recipe, epochs=3)), data, tmp_path / "a")
     whole = train(Run(MODEL, replace(recipe, epochs=3)), data, tmp_path / "b")
     assert_same(weights(prolonged.model), weights(whole.model))

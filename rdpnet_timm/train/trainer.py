@@ -3,11 +3,9 @@
 import itertools
 import json
 import math
-import signal
 import sys
-import threading
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property, partial
@@ -30,6 +28,7 @@ from ..convert import reparameterize
 from ..files import atomic_path, require_writable, sha256
 from ..fused.conditions import IN_GRAPH
 from ..measure.difference import evaluating
+from ..signals import handled
 from .data import Images, augmented_batch, mixed_batch, normalized, preparation
 from .recipe import Recipe
 from .recorded import Recorded, update
@@ -225,8 +224,8 @@ def train(
 
     Every random number is a function of the seed and the number of the step, dropout's too, for which torch's global
     generator is seeded anew at each step. So a run that was stopped ends with the same weights as one that was not, to
-    the bit on a CPU with the same number of threads. It can be stopped by SIGTERM or Ctrl-C, which writes a checkpoint,
-    or in any other way, which loses five minutes at most. Only finite numbers ever replace a checkpoint.
+    the bit on a CPU with the same number of threads. It can be stopped by SIGTERM, SIGHUP or Ctrl-C, which writes a
+    checkpoint, or in any other way, which loses five minutes at most. Only finite numbers ever replace a checkpoint.
 
     Args:
         run: what to train.
@@ -238,7 +237,7 @@ def train(
         ValueError: ``output`` holds another run (of another recipe, other data, another precision), a broken one, or
             weights whose checkpoint is gone; there are no images; the recipe's crops do not fit the images.
         OSError: ``output`` cannot be written, or the checkpoint in it not be read.
-        SystemExit: with status 143 or 130, after a signal.
+        SystemExit: with status 143, 129 or 130, after a signal.
         FloatingPointError: the loss or the weights are not finite; the last good checkpoint is kept.
     """
     (result,) = train_together([Job(run, data, output, report)])
@@ -276,7 +275,7 @@ def train_together(
         The results in the order of ``jobs``; in place of one what the run raised, which does not end the others.
 
     Raises:
-        SystemExit: with status 143 or 130, after a signal, when all runs have written their checkpoints.
+        SystemExit: with status 143, 129 or 130, after a signal, when all runs have written their checkpoints.
     """
     found: Dict[int, Union[Result, Exception]] = {}
     waiting = list(enumerate(jobs))
@@ -471,24 +470,16 @@ def _mixed(*numbers: int) -> int:
 
 @contextmanager
 def _stop_signals() -> Iterator[List[int]]:
-    """Collect SIGTERM and SIGINT in a list instead of dying of them; the second one kills as usual."""
+    """Collect orders to end in a list instead of dying of them; the second one ends the program as usual."""
     received: List[int] = []
 
-    def receive(number: int, frame: Any) -> None:
+    def receive(number: int, _: Any) -> None:
         received.append(number)
-        restore()
+        hearing.close()
 
-    def restore() -> None:
-        for number, handler in former.items():
-            signal.signal(number, handler)
-
-    former: Dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():  # where alone signals can be had
-        former.update({number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGINT)})
-    try:
+    with ExitStack() as hearing:
+        hearing.enter_context(handled(receive, "SIGTERM", "SIGINT", "SIGHUP"))
         yield received
-    finally:
-        restore()
 
 
 def _write_log(path: Path, history: List[Dict[str, float]]) -> None:
