@@ -425,6 +425,7 @@ def stopped_by(number, run, step, folder):
         import torch
         from rdpnet_timm.train import train
         torch.set_num_threads(1)
+        signal.signal({number}, signal.SIG_DFL)  # nohup, under which tests may run, hands its ignoring on
         run, data, step, folder = pickle.load(sys.stdin.buffer)
         def stop(done, total, record):
             if done == step - 1:

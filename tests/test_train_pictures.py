@@ -126,7 +126,7 @@ def test_an_evaluation_reads_the_test_part_alone(folder):
 def as_predict_reads(model, path):
     """The normalised pixels that ``rdpnet predict`` gives a model for a picture."""
     asked = []
-    with mock.patch("rdpnet_timm.predict.reparameterize", lambda model: Recorder(asked)):
+    with mock.patch("rdpnet_timm.predict.reparameterize", lambda model, inplace: Recorder(asked)):
         classifier(model)(path)
     return asked[0]
 
