@@ -15,9 +15,11 @@ options=(--device "${DEVICE:-cuda}" ${EPOCHS:+--epochs "$EPOCHS"})
 [ "${DEVICE:-cuda}" = cpu ] || options+=(--compile)
 mkdir -p "$output" && : >"$output/failed.txt"
 
+trap 'exit 130' INT # a step that is interrupted ends like one that fails, and the next would begin
+
 step() { # step NAME COMMAND...: run it, keep what it prints
     echo "== $1"
-    "${@:2}" 2>&1 | tee -a "$output/$1.log" || echo "$1" | tee -a "$output/failed.txt"
+    "${@:2}" 2>&1 | tee -i -a "$output/$1.log" || echo "$1" | tee -a "$output/failed.txt"
 }
 
 table() { # table NAME NUMBER DATA COLUMN SEEDS RECIPE [OPTION...]
