@@ -95,7 +95,7 @@ def test_a_tables_runs_in_one_process_leave_what_processes_leave(data, tmp_path,
     assert "seed 0: epoch 1: training loss" in printed.out and "is not a checkpoint of this run" in printed.err
 
 
-@pytest.mark.parametrize("settings", [{}, {"nesterov": True}, {"weight_decay": 0.0}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"nesterov": True}, {"weight_decay": 0.0}, {"momentum": 0.0}], ids=str)
 def test_an_update_at_a_rate_in_memory_is_torchs(settings):
     def learn(at_rate_in_memory):
         torch.manual_seed(0)
@@ -111,16 +111,19 @@ def test_an_update_at_a_rate_in_memory_is_torchs(settings):
             optimizer.zero_grad()
             x = torch.randn(4, 3, 7, 7, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
             network(x).square().mean().backward()
-            update(optimizer, rate) if at_rate_in_memory and number else optimizer.step()
+            update(optimizer, rate) if at_rate_in_memory else optimizer.step()
         return torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
 
     torch.testing.assert_close(learn(True), learn(False), rtol=1e-12, atol=1e-12)
 
 
 def test_an_update_needs_a_momentum_that_has_begun():
-    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(2))], 0.1, momentum=0.9)
-    optimizer.param_groups[0]["params"][0].grad = torch.ones(2)
-    with pytest.raises(RuntimeError, match="a step of its own first"):
+    parameters = [nn.Parameter(torch.ones(2)) for _ in range(2)]
+    optimizer = torch.optim.SGD(parameters, 0.1, momentum=0.9)
+    parameters[0].grad = torch.ones(2)
+    update(optimizer, torch.tensor(0.1))
+    parameters[1].grad = torch.ones(2)
+    with pytest.raises(RuntimeError, match="momentum has not begun"):
         update(optimizer, torch.tensor(0.1))
 
 

@@ -55,14 +55,21 @@ class Recorded:
 def update(optimizer: torch.optim.SGD, rate: Tensor) -> None:
     """``optimizer.step()`` at the learning rate that a tensor holds, which can change after this was recorded.
 
+    The first step of a momentum, which begins it, is the optimizer's own, at its own rate, and not to be recorded.
+
     torch's fused kernel reads the rate from memory. It asks parameters and gradients for the same strides, in
     dimensions of size 1 as well, where they can differ: hence they go into it flat, in the order of their memory.
     """
+    if not optimizer.state and any(group["momentum"] for group in optimizer.param_groups):
+        optimizer.step()
+        return
     for group in optimizer.param_groups:
         parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
         buffers = [optimizer.state[parameter].get("momentum_buffer") for parameter in parameters]
         if any(buffer is None for buffer in buffers) and group["momentum"]:
-            raise RuntimeError("the optimizer has to take a step of its own first, in which its momentum begins")
+            raise RuntimeError(
+                "a parameter without a gradient in the first step has one now: its momentum has not begun"
+            )
         sgd(
             [_flat(parameter) for parameter in parameters],
             [_flat(parameter.grad) for parameter in parameters],
