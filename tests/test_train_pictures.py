@@ -101,6 +101,17 @@ def test_timms_script_finds_the_test_pictures_where_we_do(folder, name, options)
     assert len(dataset) == len(read_data(str(folder))[1]) == 12
 
 
+def test_a_folder_of_pictures_without_classes_is_not_taken_for_the_test_part(folder):
+    expected = read_data(str(folder))[1].digest()
+    (folder / "test").mkdir()
+    Image.new("RGB", (40, 40)).save(folder / "test" / "0.png")
+    assert read_data(str(folder))[1].digest() == expected
+    (folder / "test" / "blue").mkdir()
+    Image.new("RGB", (40, 40)).save(folder / "test" / "blue" / "0.png")
+    (folder / "test" / "red").mkdir()
+    assert len(read_data(str(folder))[1]) == 1
+
+
 def test_hidden_pictures_are_left_out(folder):
     hidden = folder / "train" / "red" / ".thumbs"
     hidden.mkdir()

@@ -73,7 +73,8 @@ def read_data(
         source: a folder that holds torchvision's ``cifar-10-batches-py`` or ``cifar-100-python``, a folder with
             ``train.parquet`` and ``test.parquet`` (columns ``image`` or ``img``, an encoded image, and ``label``; the
             Hugging Face Hub has such), a folder of pictures ``train/CLASS/*`` and ``val/CLASS/*``, or
-            ``validation/`` or ``test/``, or ``digits``, the handwritten digits that come with scikit-learn.
+            ``validation/`` or ``test/`` (of several, ``test/`` if it has classes), or ``digits``, the handwritten
+            digits that come with scikit-learn.
         size: height and width for a folder of pictures, see :func:`preparation`.
         preprocessing: of a folder of pictures, in place of that for training.
 
@@ -122,10 +123,9 @@ def read_test(source: str, preprocessing: Preprocessing) -> Images:
 
 def _read(source: str, parts: Sequence[str], preprocessing: Preprocessing) -> List[Images]:
     folder = Path(source)
-    pictures = {
-        "train": folder / "train",
-        "test": next((folder / name for name in _TEST_FOLDERS if (folder / name).is_dir()), folder / "test"),
-    }
+    tests = [folder / name for name in _TEST_FOLDERS if (folder / name).is_dir()] or [folder / "test"]
+    # test/ is often one of pictures whose classes nobody tells, beside a val/
+    pictures = {"train": folder / "train", "test": next((path for path in tests if _classes_in(path)), tests[0])}
     readers: Dict[str, Callable[[str], Images]] = {}
     if source == "digits":
         readers["the digits of scikit-learn"] = lambda part: _read_digits()[part]
@@ -243,10 +243,16 @@ def _read_parquet(path: Path) -> Images:
     return _images(np.stack(pixels), labels, classes, f"'{path}'")
 
 
+def _classes_in(folder: Path) -> List[str]:
+    if not folder.is_dir():
+        return []
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
 def _read_pictures(folder: Path, preprocessing: Preprocessing, needs_all_classes: bool) -> Images:
     height, width = preprocessing.input_size[1:]
     preprocessing = preprocessing._replace(input_size=(3, height, width))
-    classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    classes = _classes_in(folder)
     files = [(path, label) for label, name in enumerate(classes) for path in files_in(folder / name)]
     paths = [(path, label) for path, label in files if is_picture(path)]
     if not paths:

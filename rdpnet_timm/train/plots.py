@@ -43,7 +43,7 @@ def plot_history(history: Sequence[Dict[str, float]], path: Union[str, Path], ti
     left.set_yscale("log")  # early weight averages are far off
     right.set_ylabel("accuracy (%)")
     right.set_ylim(-2, 102)
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)  # a folder's name may have dollars in it
     _save(figure, path)
 
 
@@ -75,8 +75,8 @@ def plot_predictions(
             name, truth = images.classes[int(predicted[index])], images.classes[int(images.labels[index])]
             is_wrong = name != truth
             note = f"{100 * float(confidence[index]):.0f} %" + f", is {truth}" * is_wrong
-            axis.set_title(f"{name}\n{note}", fontsize=9, color="C3" if is_wrong else "k")
+            axis.set_title(f"{name}\n{note}", parse_math=False, fontsize=9, color="C3" if is_wrong else "k")
             axis.spines[:].set(color="C3" if is_wrong else "0.8", linewidth=2.5 if is_wrong else 0.8)
-    figure.suptitle(f"{title}; in red frames, mistakes" if wrong.any() else title)
+    figure.suptitle(f"{title}; in red frames, mistakes" if wrong.any() else title, parse_math=False)
     figure.tight_layout()
     _save(figure, path)
