@@ -1,8 +1,10 @@
 """Several runs in one process, and the parts of a step that a GPU records, here on a CPU."""
 
 import json
+import signal
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch import nn
 
 from rdpnet_timm.train import RECIPES, Images, Job, Run, tables, train, train_together
 from rdpnet_timm.train.recorded import Recorded, update
+from rdpnet_timm.train.trainer import _stop_signals
 
 MODEL = "rdpnet_025_cifar"
 RECIPE = replace(RECIPES["ours"], epochs=2, batch_size=16)
@@ -80,6 +83,18 @@ def test_a_signal_stops_all_and_they_go_on_as_if_there_had_been_none(data, tmp_p
     for seed, result in enumerate(train_together(jobs)):
         alone = train(runs[seed], data, tmp_path / f"alone{seed}")
         assert torch.equal(weights(result), weights(alone))
+
+
+def test_a_second_signal_is_the_same_order_within_a_second_and_ends_the_program_later(monkeypatch):
+    clock, former = [0.0], signal.signal(signal.SIGINT, signal.default_int_handler)
+    monkeypatch.setattr("rdpnet_timm.train.trainer.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    try:
+        with pytest.raises(KeyboardInterrupt), _stop_signals() as stopped:
+            for clock[0] in (5.0, 5.5, 7.0):
+                signal.raise_signal(signal.SIGINT)
+        assert clock[0] == 7.0 and stopped == [signal.SIGINT]
+    finally:
+        signal.signal(signal.SIGINT, former)
 
 
 def test_a_tables_runs_in_one_process_leave_what_processes_leave(data, tmp_path, capsys):

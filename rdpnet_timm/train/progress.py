@@ -1,5 +1,6 @@
 """A progress bar for a training run."""
 
+import os
 import sys
 from contextlib import contextmanager
 from functools import partial
@@ -8,7 +9,7 @@ from typing import Callable, Dict, Iterator
 from ..extras import require
 from ..progress import drop_output
 
-__all__ = ["epoch_line", "progress_bar", "say"]
+__all__ = ["epoch_line", "progress_bar", "say", "say_aside"]
 
 
 @contextmanager
@@ -20,23 +21,31 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int, Dict[str, float]], 
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("steps, left"), TimeRemainingColumn())
     with Progress(TextColumn("{task.description}"), *columns, disable=not console.is_terminal) as progress:
         task = progress.add_task(title, total=None)
-        tell = partial(console.print, highlight=False) if console.is_terminal else say
+        write = partial(console.print, highlight=False) if console.is_terminal else partial(print, flush=True)
 
         def report(step: int, steps: int, record: Dict[str, float]) -> None:
             progress.update(task, completed=step, total=steps)
             if record:
-                tell(epoch_line(record))
+                say(epoch_line(record), write)
 
         yield report
 
 
-def say(line: str) -> None:
-    """Print a line at once. Where its reader has gone, ``head`` for one, what is reported goes on without it."""
+def say(line: str, write: Callable[[str], object] = partial(print, flush=True)) -> None:
+    """Print a line at once. Where its reader has gone, ``head`` or a terminal, what is reported goes on without it."""
     try:
-        print(line, flush=True)
-    except BrokenPipeError:
+        write(line)
+    except OSError:
         drop_output()
-        print("nobody reads the output any more; the training goes on, and its log.jsonl with it", file=sys.stderr)
+        say_aside("nobody reads the output any more; the training goes on, and its log.jsonl with it")
+
+
+def say_aside(line: str) -> None:
+    """The same on the error output, which often has the same reader."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def epoch_line(record: Dict[str, float]) -> str:

@@ -28,7 +28,7 @@ class Recipe:
         cutout: side of a random square set to the mean colour, in pixels; 0 is none.
         mixup: alpha of mixup's beta distribution; 0 is none.
         ema: decay a step of the exponential moving average of the weights, which then is the result; 0 is none.
-        small_size: the side to which images are shrunk in the first ``small_epochs``, in pixels.
+        small_size: the shorter side to which images are shrunk in the first ``small_epochs``, in pixels.
         small_epochs: epochs on shrunk images, which cost (small_size / size)^2 of the time.
 
     Raises:
@@ -73,8 +73,8 @@ class Recipe:
             raise ValueError("nesterov needs a momentum above 0, got 0")
 
     def learning_rate_at(self, epoch: float) -> float:
-        """The learning rate after ``epoch`` epochs, which may be a fraction."""
-        done = epoch / self.epochs
+        """The learning rate after ``epoch`` epochs, which may be a fraction; 0 beyond the last one."""
+        done = min(1.0, epoch / self.epochs)  # a run takes one step at least, of however little of an epoch
         rate = self.learning_rate * (
             0.5 * (1 + math.cos(math.pi * done)) if self.cooldown is None else min(1.0, (1 - done) / self.cooldown)
         )

@@ -11,7 +11,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tu
 
 from ..measure.published import ABLATIONS, PAPER
 from .data import Images
-from .progress import epoch_line, say
+from .progress import epoch_line, say, say_aside
 from .recipe import Recipe
 from .release import finish
 from .trainer import Job, Run, train_together
@@ -149,10 +149,9 @@ def _in_processes(work: Sequence[Work], jobs: int, options: Sequence[str]) -> Li
                 if process.returncode:
                     failures.append(f"{name}: exit status {process.returncode}")
             time.sleep(_POLLING)
-    except BaseException as error:
-        for process in running:
-            if not isinstance(error, KeyboardInterrupt):  # which a terminal sends to them as well
-                process.terminate()
+    except BaseException:
+        for process in running:  # which have it already, where a terminal told the whole group
+            process.terminate()
         for process in running:  # they write their checkpoints
             process.wait()
         raise
@@ -175,7 +174,7 @@ def _in_this_process(work: Sequence[Work], jobs: int, data: Tuple[Images, Images
     )
     failures = {name: result for (name, _, _), result in zip(work, results) if isinstance(result, Exception)}
     for name, error in failures.items():
-        print(f"{name}: {error}", file=sys.stderr)
+        say_aside(f"{name}: {error}")
     return [f"{name}: {type(error).__name__}" for name, error in failures.items()]
 
 

@@ -3,7 +3,7 @@
 import itertools
 import json
 import math
-import sys
+import signal
 import time
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
@@ -30,6 +30,7 @@ from ..fused.conditions import IN_GRAPH
 from ..measure.difference import evaluating
 from ..signals import handled
 from .data import Images, augmented_batch, mixed_batch, normalized, preparation
+from .progress import say_aside
 from .recipe import Recipe
 from .recorded import Recorded, update
 
@@ -56,7 +57,7 @@ class Run:
             other classes, by number or by name, is made anew. '' begins at random.
 
     Raises:
-        ValueError: ``model_args`` says what the data say, or the seed is none of torch's.
+        ValueError: ``model_args`` says what the data say or cannot be written, or the seed is none of torch's.
     """
 
     model: str
@@ -81,6 +82,10 @@ class Run:
                 f"--model-args cannot say {', '.join(refused)}: the data say how many classes there are, pictures are "
                 "read in three colours, and what to begin with is said by --weights"
             )
+        try:
+            json.dumps(dict(self.model_args))  # as weights and card will say them, at the end
+        except TypeError as error:
+            raise ValueError(f"--model-args must be what JSON can say, numbers, texts and lists: {error}") from None
 
     def create_model(self, classes: Sequence[str]) -> nn.Module:
         """The model for ``classes``, in channels_last, as ``weights`` has it, or initialised by the seed alone.
@@ -235,7 +240,7 @@ def train(
 
     Raises:
         ValueError: ``output`` holds another run (of another recipe, other data, another precision), a broken one, or
-            weights whose checkpoint is gone; there are no images; the recipe's crops do not fit the images.
+            weights whose checkpoint is gone; there are no images; the recipe's crops or small images do not fit these.
         OSError: ``output`` cannot be written, or the checkpoint in it not be read.
         SystemExit: with status 143, 129 or 130, after a signal.
         FloatingPointError: the loss or the weights are not finite; the last good checkpoint is kept.
@@ -345,11 +350,19 @@ def _training(job: Job, stopped: List[int]) -> Generator[None, None, Result]:
 
     model = run.create_model(training.classes)
     size = tuple(training.pixels.shape[1:3])
-    if model.pretrained_cfg.get("fixed_input_size") and size != run.image_size:
+    has_one_size = model.pretrained_cfg.get("fixed_input_size")
+    if has_one_size and size != run.image_size:
         raise ValueError(
             f"{run.model} takes images of {run.image_size[0]}x{run.image_size[1]} alone, and these have "
             f"{size[0]}x{size[1]}: create it for them (--model-args img_size={size[0]})"
         )
+    if recipe.small_epochs and (has_one_size or recipe.small_size > min(size)):
+        reason = f"{run.model} takes images of one size alone" if has_one_size else f"these are {size[0]}x{size[1]}"
+        raise ValueError(
+            f"the recipe shrinks images to a side of {recipe.small_size} in its first epochs, and {reason}: "
+            "train on whole ones (--set small_epochs=0)"
+        )
+    small = [round(side * recipe.small_size / min(size)) for side in size]
     ema = ModelEmaV3(model, decay=recipe.ema, use_warmup=True) if recipe.ema else None
     groups = model.parameters() if recipe.decay_all else param_groups_weight_decay(model, recipe.weight_decay)
     optimizer = torch.optim.SGD(
@@ -377,13 +390,13 @@ def _training(job: Job, stopped: List[int]) -> Generator[None, None, Result]:
         x = _normalized(augmented_batch(training, indices, recipe, generator), model)
         x, targets = mixed_batch(x, labels, classes, recipe, generator)
         if shrinks:
-            x = F.interpolate(x, size=recipe.small_size, mode="bilinear", antialias=True)
+            x = F.interpolate(x, size=small, mode="bilinear", antialias=True)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=run.amp):
             logits = forward(x.contiguous(memory_format=torch.channels_last))
             loss = F.cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)
         optimizer.zero_grad()
         loss.backward()
-        if is_recorded and optimizer.state:  # has its momentum, which its own first step begins
+        if is_recorded:
             update(optimizer, rate)
         else:
             optimizer.step()
@@ -438,7 +451,7 @@ def _training(job: Job, stopped: List[int]) -> Generator[None, None, Result]:
             saved = time.perf_counter()
         report(step, steps, record)
         if halts and step < steps:
-            print(f"stopped at step {step} of {steps}; the same command goes on from there", file=sys.stderr)
+            say_aside(f"stopped at step {step} of {steps}; the same command goes on from there")
             raise SystemExit(128 + stopped[0])
         yield
 
@@ -470,12 +483,22 @@ def _mixed(*numbers: int) -> int:
 
 @contextmanager
 def _stop_signals() -> Iterator[List[int]]:
-    """Collect orders to end in a list instead of dying of them; the second one ends the program as usual."""
+    """Put an order to end into a list instead of dying of it; another one, a second later, ends the program as usual.
+
+    Within a second it is the same order: a closed terminal or a batch system tells every process of a group, and so
+    does the one among them that began the others.
+    """
     received: List[int] = []
+    first = 0.0
 
     def receive(number: int, _: Any) -> None:
-        received.append(number)
-        hearing.close()
+        nonlocal first
+        if not received:
+            received.append(number)
+            first = time.monotonic()
+        elif time.monotonic() - first > 1:
+            hearing.close()
+            signal.raise_signal(number)
 
     with ExitStack() as hearing:
         hearing.enter_context(handled(receive, "SIGTERM", "SIGINT", "SIGHUP"))
