@@ -721,6 +721,20 @@ def test_images_are_shrunk_in_their_proportions(tmp_path):
     assert set(seen) == {(16, 32), (24, 48)}
 
 
+def test_a_model_that_gives_more_than_logits_is_refused(tmp_path):
+    images = random_images()
+
+    class Several(torch.nn.Linear):
+        pretrained_cfg = dict(mean=(0.0,) * 3, std=(1.0,) * 3)
+
+        def forward(self, x):
+            return super().forward(x.mean((2, 3))), x
+
+    refused = pytest.raises(ValueError, match=f"one tensor of logits of {MODEL}, got a tuple.*aux_logits")
+    with mock.patch.object(Run, "create_model", lambda *_: Several(3, 4)), refused:
+        train(Run(MODEL, Recipe(epochs=1)), (images, images), tmp_path)
+
+
 def test_crops_beyond_the_image_are_refused(tmp_path):
     images = random_images(size=12)
     with pytest.raises(ValueError, match="crop_padding must be below the side of the images, 12"):

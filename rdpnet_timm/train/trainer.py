@@ -240,7 +240,8 @@ def train(
 
     Raises:
         ValueError: ``output`` holds another run (of another recipe, other data, another precision), a broken one, or
-            weights whose checkpoint is gone; there are no images; the recipe's crops or small images do not fit these.
+            weights whose checkpoint is gone; there are no images; the recipe's crops or small images do not fit these;
+            the model gives more than logits.
         OSError: ``output`` cannot be written, or the checkpoint in it not be read.
         SystemExit: with status 143, 129 or 130, after a signal.
         FloatingPointError: the loss or the weights are not finite; the last good checkpoint is kept.
@@ -393,6 +394,11 @@ def _training(job: Job, stopped: List[int]) -> Generator[None, None, Result]:
             x = F.interpolate(x, size=small, mode="bilinear", antialias=True)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=run.amp):
             logits = forward(x.contiguous(memory_format=torch.channels_last))
+            if not isinstance(logits, Tensor):
+                raise ValueError(
+                    f"expected one tensor of logits of {run.model}, got a {type(logits).__name__}: leave out the "
+                    "--model-args by which it gives more, such as aux_logits or features_only"
+                )
             loss = F.cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)
         optimizer.zero_grad()
         loss.backward()
