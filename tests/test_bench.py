@@ -1,7 +1,10 @@
 import csv
 import importlib.util
 import json
+import os
 import random
+import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -294,17 +297,14 @@ def test_a_class_above_the_cpus_own_is_left_out_or_an_error(monkeypatch, capsys)
 def test_each_class_has_a_process_and_a_folder_of_its_own(tmp_path, monkeypatch):
     calls = []
 
-    class Done:
-        returncode = 0
-
     def run_process(command, env):
         calls.append((command, env["ONEDNN_MAX_CPU_ISA"]))
-        return Done
+        return 0
 
     recorded = []
     monkeypatch.setattr(run, "run", lambda *args: recorded.append(args[6]))
     monkeypatch.setattr(isa, "cpu_flags", lambda: frozenset({"avx2", "amx_int8"}))
-    monkeypatch.setattr(isa.subprocess, "run", run_process)
+    monkeypatch.setattr(isa, "_run_to_its_end", run_process)
     typed = "rdpnet bench table5 --threads 1 --isa avx2 amx -o some/where"
     monkeypatch.setattr("sys.argv", typed.split())
     assert cli.main(["bench", "table5", "--isa", "avx2", "amx", "-o", str(tmp_path)]) == 0
@@ -322,9 +322,9 @@ def test_all_tables_of_a_class_go_on_after_an_interruption_but_for_training(tmp_
 
     def run_process(command, env):
         commands.append(command)
-        return isa.subprocess.CompletedProcess(command, 0)
+        return 0
 
-    monkeypatch.setattr(isa.subprocess, "run", run_process)
+    monkeypatch.setattr(isa, "_run_to_its_end", run_process)
     assert cli.main(["bench", "all", "--isa", "avx2", "-o", str(tmp_path)]) == 0
     assert commands[0][3:6] == ["bench", "all", "--precision"]
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
@@ -349,13 +349,42 @@ def test_a_class_that_fails_leaves_the_others_theirs(tmp_path, monkeypatch):
 
     def run_process(command, env):
         limits.append(env["ONEDNN_MAX_CPU_ISA"])
-        return isa.subprocess.CompletedProcess(command, int(limits[-1] == "AVX2"))
+        return int(limits[-1] == "AVX2")
 
     monkeypatch.setattr(isa, "cpu_flags", lambda: frozenset({"avx2", "amx_int8"}))
-    monkeypatch.setattr(isa.subprocess, "run", run_process)
+    monkeypatch.setattr(isa, "_run_to_its_end", run_process)
     with pytest.raises(RuntimeError, match=r"^the run held to avx2 ended with status 1: see above$"):
-        isa.run_classes(["avx2", "amx"], ["table5"], tmp_path)
+        isa.run_classes(["avx2", "amx", "avx2"], ["table5"], tmp_path)
     assert limits == ["AVX2", "AVX512_CORE_AMX"]
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_an_interrupted_class_writes_what_it_has_before_the_command_ends(number, error, tmp_path):
+    written = tmp_path / "table5.png"
+    child = f"""if True:
+        import os, pathlib, signal, time
+
+        def save(*_):
+            time.sleep(0.8)  # as long as a picture takes, at the least
+            pathlib.Path({str(written)!r}).touch()
+            raise SystemExit
+
+        signal.signal({number.value}, save)
+        os.kill(os.getppid(), {number.value})
+        if {number.value} == signal.SIGINT:  # a terminal's goes to both
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(20)
+        """
+    former = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, cli._end)
+    try:
+        with pytest.raises(error):
+            isa._run_to_its_end([sys.executable, "-c", child], dict(os.environ))
+    finally:
+        for each, handler in former.items():
+            signal.signal(each, handler)
+    assert written.exists()
 
 
 def test_kernels_are_kept_by_comparison_and_asked_of_openvino_alone(monkeypatch):
