@@ -513,7 +513,32 @@ def test_an_arm_cpu_has_the_name_that_lscpu_knows_or_its_number(lscpu, name, mon
 def test_the_cores_that_are_told_are_those_that_the_process_may_use(monkeypatch):
     monkeypatch.setattr(machine.os, "cpu_count", lambda: 64)
     monkeypatch.setattr(machine.os, "sched_getaffinity", lambda pid: {3, 5, 7}, raising=False)
+    monkeypatch.setattr(machine, "_CGROUP", Path("absent"))
     assert machine.describe()["cores"] == 3
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"cpu.max": "200000 100000\n"}, 2),
+        ({"cpu.max": "350000 100000\n"}, 3),  # a fourth would stand still half of the time
+        ({"cpu.max": "50000 100000\n"}, 1),
+        ({"cpu.max": "6400000 100000\n"}, 64),
+        ({"cpu.max": "max 100000\n"}, 64),
+        ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 64),
+    ],
+)
+def test_a_containers_quota_is_a_number_of_cores(files, expected, tmp_path, monkeypatch):
+    (tmp_path / "cpu").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(machine, "_CGROUP", tmp_path)
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
+    assert machine.cores() == expected
+    machine.require_threads(1, expected)
+    with pytest.raises(ValueError, match=f"must be 1 to {expected}, the cores here, got {expected + 1}"):
+        machine.require_threads(expected + 1)
 
 
 @pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="needs Linux")

@@ -103,6 +103,15 @@ def test_an_interrupted_measurement_keeps_its_complete_rounds():
     assert state["samples"] == {"a": []} and Measurement.from_dict(state) == raised.value.measurement
 
 
+def test_a_load_that_nobody_may_see_is_none(monkeypatch):
+    def hidden(interval):
+        raise PermissionError("/proc/stat")
+
+    monkeypatch.setattr("psutil.cpu_percent", hidden)
+    result = measure({"a": int}, rounds=1)
+    assert result.load_before is None is result.load_after and not result.is_noisy
+
+
 def test_bad_input_and_failing_contestants_are_named():
     with pytest.raises(ValueError, match="rounds must be 1 or more, got 0"):
         measure({"a": int}, rounds=0)

@@ -47,7 +47,7 @@ class Measurement:
         rounds: rounds asked for; an interrupted run has fewer samples.
         warmup: untimed calls of each contestant before the first round.
         seed: seed of the order of turns.
-        load_before: percentage of the machine in use by others before the run; None where psutil is not installed.
+        load_before: percentage of the machine in use by others before the run; None where psutil cannot tell.
         load_after: the same, after it.
     """
 
@@ -125,12 +125,13 @@ class Interrupted(KeyboardInterrupt):
 
 
 def cpu_load(seconds: float = 0.2) -> Optional[float]:
-    """Percentage of all cores in use while this program waits; None where psutil is not installed."""
+    """Percentage of all cores in use while this program waits; None where psutil is missing, or may not see it."""
     try:
         import psutil
-    except ImportError:
+
+        return psutil.cpu_percent(interval=seconds)
+    except (ImportError, OSError):  # the latter where /proc is hidden, as on Android
         return None
-    return psutil.cpu_percent(interval=seconds)
 
 
 def measure(
