@@ -210,6 +210,8 @@ def test_signal_to_noise_is_the_ratio_of_powers_in_db(form):
     tenth = backends.signal_to_noise(form, lambda image: 1.1 * expected[position[image.tobytes()]])
     assert tenth == pytest.approx(20)  # a tenth of the amplitude, a hundredth of the power
     assert backends.signal_to_noise(form, lambda image: 0 * expected[:1]) == pytest.approx(0)
+    expected[:] = 0
+    assert backends.signal_to_noise(form, lambda image: expected[:1]) == 300  # no difference, and no power either
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -278,7 +280,27 @@ def test_all_runtimes_in_all_precisions_take_turns(tmp_path, monkeypatch):
     ]
     for one in result["runs"]:
         assert set(one["measurement"]["samples"]) == set(one["contestants"])
-        assert all((each["snr_db"] is None) is (one["precision"] == "float32") for each in one["contestants"].values())
+        ratios = [each["snr_db"] for each in one["contestants"].values()]
+        if one["backend"] == "eager":  # which the others are compared with
+            assert ratios == [None] * len(ratios)
+        else:
+            assert all((ratio > 60) is (one["precision"] == "float32") for ratio in ratios), ratios
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_a_runtime_that_computes_something_else_is_wrong_in_any_precision(precision, form, monkeypatch):
+    start = backends._onnxruntime
+
+    def mirrored(*args):
+        run = start(*args)
+        return lambda images: run(images)[..., ::-1]
+
+    def ratio():
+        return run._prepare("onnxruntime", precision, 1, {"a": run._Contestant(form, {})})[1]["a"]["snr_db"]
+
+    assert not report._noise({"snr_db": ratio()})
+    monkeypatch.setattr(backends, "_onnxruntime", mirrored)
+    assert "dB" in report._noise({"snr_db": ratio()})
 
 
 # Held to a CPU class
@@ -794,6 +816,10 @@ def test_the_quantiser_that_is_named_is_the_one_that_the_runtime_has():
     assert "The INT8 quantiser is executorch's own, the same" in report.markdown(result)
     result["runs"][1]["precision"] = "bfloat16"
     assert "*best* is" in report.markdown(result) and "quantiser" not in report.markdown(result)
+    for snr, is_explained in ((90.0, False), (-3.0, True)):
+        result["runs"] = by_precision((snr, 30.0))["runs"][1:]  # INT8 alone
+        text = report.markdown(result)
+        assert ("A figure in dB" in text) is is_explained and "*best*" not in text and "INT8 quantiser is" in text
 
 
 def test_throughput_counts_images_not_calls():
