@@ -757,6 +757,10 @@ def test_a_page_for_each_result_and_its_picture(tmp_path):
     text = (pages / "table5.md").read_text()
     assert text.startswith("# Title\n\n![Title](table5.png)\n\n2026-01-02, A CPU")
     assert "21.00 (2.10x)" in text and (pages / "table5.png").stat().st_size > 1000
+    before = (results / "table5.md").read_bytes()
+    with pytest.raises(ValueError, match="holds the results, whose own TABLE.md have every figure"):
+        docs.update(results, tmp_path / "pages" / ".." / "results")
+    assert (results / "table5.md").read_bytes() == before
     (results / "scaling.json").write_text('{"table": "sca')
     with pytest.raises(ValueError, match=r"scaling\.json' is not a whole result"):
         docs.update(results, pages)
@@ -764,6 +768,16 @@ def test_a_page_for_each_result_and_its_picture(tmp_path):
         (results / "scaling.json").write_text(broken)
         with pytest.raises(ValueError, match=r"scaling\.json' is not a whole result of 'rdpnet bench' \("):
             docs.update(results, pages)
+
+
+@pytest.mark.parametrize("table", ["table5", "figure2"])  # latency against accuracy, and a sweep
+def test_an_older_result_of_networks_that_are_no_longer_in_the_table_has_a_page_and_no_picture(table, tmp_path):
+    text = json.dumps(result_of(([20.0, 21.0, 22.0], [10.0, 10.0, 10.0]), table=table))
+    (tmp_path / f"{table}.json").write_text(text.replace("MobileNetV2", "Older").replace("RDPNet", "OldPNet"))
+    assert docs.update(tmp_path, tmp_path / "pages") == [tmp_path / "pages" / f"{table}.md"]
+    page = (tmp_path / "pages" / f"{table}.md").read_text()
+    assert "Older-0.5x" in page and "21.00 (2.10x)" in page and "![" not in page
+    assert not list((tmp_path / "pages").glob("*.png"))
 
 
 def by_precision(int8_snr):
