@@ -758,7 +758,7 @@ def test_a_page_for_each_result_and_its_picture(tmp_path):
     assert text.startswith("# Title\n\n![Title](table5.png)\n\n2026-01-02, A CPU")
     assert "21.00 (2.10x)" in text and (pages / "table5.png").stat().st_size > 1000
     before = (results / "table5.md").read_bytes()
-    with pytest.raises(ValueError, match="holds the results, whose own TABLE.md have every figure"):
+    with pytest.raises(ValueError, match=r"holds the results, whose own TABLE\.md have every figure"):
         docs.update(results, tmp_path / "pages" / ".." / "results")
     assert (results / "table5.md").read_bytes() == before
     (results / "scaling.json").write_text('{"table": "sca')
@@ -949,12 +949,13 @@ def test_an_interrupted_command_keeps_what_it_has_and_says_so(tmp_path, capsys, 
         calls.append(1)
         result = measure(functions, 3, *args, **kwargs)
         if len(calls) == 2:
-            raise Interrupted(Measurement({name: times[:2] for name, times in result.samples.items()}, 3, 1, 0))
+            kept = {name: times[:2] for name, times in result.samples.items()}
+            raise Interrupted(Measurement(kept, 3, 1, 0)) from SystemExit(143)  # of a SIGTERM
         return result
 
     monkeypatch.setattr(report, "measure", interrupted_in_the_second_run)
-    arguments = ["bench", "table8", "--quick", "--backend", "eager", "onnxruntime", "-o", str(tmp_path)]
-    assert cli.main(arguments) == 130
+    arguments = ["bench", "table8", "--quick", "--backend", "eager", "eager", "onnxruntime", "-o", str(tmp_path)]
+    assert cli.main([*arguments, "--threads", "1", "1"]) == 143
     assert f"interrupted: 3 runs of table8 were measured, wholly or in part, and are kept in {tmp_path}" in (
         capsys.readouterr().out
     )

@@ -59,8 +59,10 @@ def run(
         ValueError: an unknown table, backend or precision, no rounds or no threads, or a table that has none of them.
         ImportError: something is needed that is not installed.
         OSError: nothing can be written to ``output``, or a complete result is there, which is never replaced.
-        KeyboardInterrupt: on Ctrl-C, after the complete rounds have been written.
+        KeyboardInterrupt: on Ctrl-C, or an order to end, after the complete rounds have been written.
     """
+    # named twice, measured once
+    backends, threads, precisions = (list(dict.fromkeys(each)) for each in (backends, threads, precisions))
     tables, pairs = _plan(names, output, backends, threads, rounds, precisions)
     require_writable(output)
     from . import plots

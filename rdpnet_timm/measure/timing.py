@@ -117,7 +117,10 @@ class Measurement:
 
 
 class Interrupted(KeyboardInterrupt):
-    """Raised by :func:`measure` on Ctrl-C; ``measurement`` holds the complete rounds, maybe none."""
+    """Raised by :func:`measure` on Ctrl-C or an exit; ``measurement`` holds the complete rounds, maybe none.
+
+    Its cause is what ended them.
+    """
 
     def __init__(self, measurement: Measurement) -> None:
         super().__init__(f"interrupted after {min(map(len, measurement.samples.values()))} rounds")
@@ -155,7 +158,7 @@ def measure(
     Raises:
         ValueError: no contestants, or fewer than one round.
         RuntimeError: a contestant failed; the message names it.
-        Interrupted: on Ctrl-C; it carries the rounds measured so far.
+        Interrupted: on Ctrl-C or a SystemExit, as of a SIGTERM; it carries the rounds measured so far.
     """
     if rounds < 1:
         raise ValueError(f"rounds must be 1 or more, got {rounds}")
@@ -188,8 +191,8 @@ def measure(
             for name, milliseconds in times.items():  # a round counts as a whole or not at all
                 result.samples[name].append(milliseconds)
             gc.collect()
-    except KeyboardInterrupt:
-        raise Interrupted(result) from None
+    except (KeyboardInterrupt, SystemExit) as told:
+        raise Interrupted(result) from told
     finally:
         if was_collecting:
             gc.enable()
