@@ -532,6 +532,20 @@ def test_an_arm_cpu_has_the_name_that_lscpu_knows_or_its_number(lscpu, name, mon
     assert machine.cpu_flags() == {"fp", "asimd", "bf16"}
 
 
+@pytest.mark.parametrize("knows", [True, False])
+def test_a_mac_names_its_cpu(knows, monkeypatch):
+    def sysctl(command, **kwargs):
+        if not knows:
+            raise machine.subprocess.CalledProcessError(1, command)
+        return machine.subprocess.CompletedProcess(command, 0, "Apple M2\n")
+
+    monkeypatch.setattr(machine, "_cpu_info", dict)
+    monkeypatch.setattr(machine.subprocess, "run", sysctl)
+    monkeypatch.setattr(machine.platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(machine.platform, "processor", lambda: "arm")
+    assert machine._cpu_model() == ("Apple M2" if knows else "arm")
+
+
 def test_the_cores_that_are_told_are_those_that_the_process_may_use(monkeypatch):
     monkeypatch.setattr(machine.os, "cpu_count", lambda: 64)
     monkeypatch.setattr(machine.os, "sched_getaffinity", lambda pid: {3, 5, 7}, raising=False)

@@ -61,8 +61,8 @@ def run(
         OSError: nothing can be written to ``output``, or a complete result is there, which is never replaced.
         KeyboardInterrupt: on Ctrl-C, or an order to end, after the complete rounds have been written.
     """
-    # named twice, measured once
-    backends, threads, precisions = (list(dict.fromkeys(each)) for each in (backends, threads, precisions))
+    backends, precisions = list(dict.fromkeys(backends)), list(dict.fromkeys(precisions))  # named twice, measured once
+    threads = list(dict.fromkeys(threads))
     tables, pairs = _plan(names, output, backends, threads, rounds, precisions)
     require_writable(output)
     from . import plots
@@ -315,6 +315,7 @@ def _prepare(
     for key, contestant in contestants.items():
         try:
             snr: Optional[float] = None
+            function: Callable[[], object]
             if backend in runtimes.RUNTIMES:
                 run = runtimes.runner(backend, contestant.form, threads, precision)
                 if contestant.form.has_snr:

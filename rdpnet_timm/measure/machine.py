@@ -45,6 +45,10 @@ def _cpu_model() -> str:
     info = _cpu_info()
     if "model name" in info:
         return info["model name"]
+    if platform.system() == "Darwin":  # where Python knows no more than "arm"
+        with suppress(OSError, subprocess.SubprocessError):
+            command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+            return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     if "CPU part" not in info:  # no Linux
         return platform.processor() or platform.machine()
     with suppress(OSError, subprocess.SubprocessError):  # an Arm CPU is a number there, which lscpu has a name for
