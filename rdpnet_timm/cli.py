@@ -958,9 +958,10 @@ def main(argv: Optional[List[str]] = None) -> int:
         if args.debug:
             traceback.print_exc()
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupted:
         print(f"rdpnet {args.command}: interrupted", file=sys.stderr)
-        return 130
+        told = interrupted.__cause__
+        return int(told.code or 0) if isinstance(told, SystemExit) else 130
     finally:
         try:
             print(end="", flush=True)

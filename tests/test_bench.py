@@ -1,7 +1,10 @@
 import csv
 import importlib.util
 import json
+import os
 import random
+import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -207,6 +210,8 @@ def test_signal_to_noise_is_the_ratio_of_powers_in_db(form):
     tenth = backends.signal_to_noise(form, lambda image: 1.1 * expected[position[image.tobytes()]])
     assert tenth == pytest.approx(20)  # a tenth of the amplitude, a hundredth of the power
     assert backends.signal_to_noise(form, lambda image: 0 * expected[:1]) == pytest.approx(0)
+    expected[:] = 0
+    assert backends.signal_to_noise(form, lambda image: expected[:1]) == 300  # no difference, and no power either
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -275,7 +280,27 @@ def test_all_runtimes_in_all_precisions_take_turns(tmp_path, monkeypatch):
     ]
     for one in result["runs"]:
         assert set(one["measurement"]["samples"]) == set(one["contestants"])
-        assert all((each["snr_db"] is None) is (one["precision"] == "float32") for each in one["contestants"].values())
+        ratios = [each["snr_db"] for each in one["contestants"].values()]
+        if one["backend"] == "eager":  # which the others are compared with
+            assert ratios == [None] * len(ratios)
+        else:
+            assert all((ratio > 60) is (one["precision"] == "float32") for ratio in ratios), ratios
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_a_runtime_that_computes_something_else_is_wrong_in_any_precision(precision, form, monkeypatch):
+    start = backends._onnxruntime
+
+    def mirrored(*args):
+        run = start(*args)
+        return lambda images: run(images)[..., ::-1]
+
+    def ratio():
+        return run._prepare("onnxruntime", precision, 1, {"a": run._Contestant(form, {})})[1]["a"]["snr_db"]
+
+    assert not report._noise({"snr_db": ratio()})
+    monkeypatch.setattr(backends, "_onnxruntime", mirrored)
+    assert "dB" in report._noise({"snr_db": ratio()})
 
 
 # Held to a CPU class
@@ -294,17 +319,14 @@ def test_a_class_above_the_cpus_own_is_left_out_or_an_error(monkeypatch, capsys)
 def test_each_class_has_a_process_and_a_folder_of_its_own(tmp_path, monkeypatch):
     calls = []
 
-    class Done:
-        returncode = 0
-
     def run_process(command, env):
         calls.append((command, env["ONEDNN_MAX_CPU_ISA"]))
-        return Done
+        return 0
 
     recorded = []
     monkeypatch.setattr(run, "run", lambda *args: recorded.append(args[6]))
     monkeypatch.setattr(isa, "cpu_flags", lambda: frozenset({"avx2", "amx_int8"}))
-    monkeypatch.setattr(isa.subprocess, "run", run_process)
+    monkeypatch.setattr(isa, "_run_to_its_end", run_process)
     typed = "rdpnet bench table5 --threads 1 --isa avx2 amx -o some/where"
     monkeypatch.setattr("sys.argv", typed.split())
     assert cli.main(["bench", "table5", "--isa", "avx2", "amx", "-o", str(tmp_path)]) == 0
@@ -322,9 +344,9 @@ def test_all_tables_of_a_class_go_on_after_an_interruption_but_for_training(tmp_
 
     def run_process(command, env):
         commands.append(command)
-        return isa.subprocess.CompletedProcess(command, 0)
+        return 0
 
-    monkeypatch.setattr(isa.subprocess, "run", run_process)
+    monkeypatch.setattr(isa, "_run_to_its_end", run_process)
     assert cli.main(["bench", "all", "--isa", "avx2", "-o", str(tmp_path)]) == 0
     assert commands[0][3:6] == ["bench", "all", "--precision"]
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
@@ -349,13 +371,42 @@ def test_a_class_that_fails_leaves_the_others_theirs(tmp_path, monkeypatch):
 
     def run_process(command, env):
         limits.append(env["ONEDNN_MAX_CPU_ISA"])
-        return isa.subprocess.CompletedProcess(command, int(limits[-1] == "AVX2"))
+        return int(limits[-1] == "AVX2")
 
     monkeypatch.setattr(isa, "cpu_flags", lambda: frozenset({"avx2", "amx_int8"}))
-    monkeypatch.setattr(isa.subprocess, "run", run_process)
+    monkeypatch.setattr(isa, "_run_to_its_end", run_process)
     with pytest.raises(RuntimeError, match=r"^the run held to avx2 ended with status 1: see above$"):
-        isa.run_classes(["avx2", "amx"], ["table5"], tmp_path)
+        isa.run_classes(["avx2", "amx", "avx2"], ["table5"], tmp_path)
     assert limits == ["AVX2", "AVX512_CORE_AMX"]
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_an_interrupted_class_writes_what_it_has_before_the_command_ends(number, error, tmp_path):
+    written = tmp_path / "table5.png"
+    child = f"""if True:
+        import os, pathlib, signal, time
+
+        def save(*_):
+            time.sleep(0.8)  # as long as a picture takes, at the least
+            pathlib.Path({str(written)!r}).touch()
+            raise SystemExit
+
+        signal.signal({number.value}, save)
+        os.kill(os.getppid(), {number.value})
+        if {number.value} == signal.SIGINT:  # a terminal's goes to both
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(20)
+        """
+    former = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, cli._end)
+    try:
+        with pytest.raises(error):
+            isa._run_to_its_end([sys.executable, "-c", child], dict(os.environ))
+    finally:
+        for each, handler in former.items():
+            signal.signal(each, handler)
+    assert written.exists()
 
 
 def test_kernels_are_kept_by_comparison_and_asked_of_openvino_alone(monkeypatch):
@@ -481,10 +532,49 @@ def test_an_arm_cpu_has_the_name_that_lscpu_knows_or_its_number(lscpu, name, mon
     assert machine.cpu_flags() == {"fp", "asimd", "bf16"}
 
 
+@pytest.mark.parametrize("knows", [True, False])
+def test_a_mac_names_its_cpu(knows, monkeypatch):
+    def sysctl(command, **kwargs):
+        if not knows:
+            raise machine.subprocess.CalledProcessError(1, command)
+        return machine.subprocess.CompletedProcess(command, 0, "Apple M2\n")
+
+    monkeypatch.setattr(machine, "_cpu_info", dict)
+    monkeypatch.setattr(machine.subprocess, "run", sysctl)
+    monkeypatch.setattr(machine.platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(machine.platform, "processor", lambda: "arm")
+    assert machine._cpu_model() == ("Apple M2" if knows else "arm")
+
+
 def test_the_cores_that_are_told_are_those_that_the_process_may_use(monkeypatch):
     monkeypatch.setattr(machine.os, "cpu_count", lambda: 64)
     monkeypatch.setattr(machine.os, "sched_getaffinity", lambda pid: {3, 5, 7}, raising=False)
+    monkeypatch.setattr(machine, "_CGROUP", Path("absent"))
     assert machine.describe()["cores"] == 3
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"cpu.max": "200000 100000\n"}, 2),
+        ({"cpu.max": "350000 100000\n"}, 3),  # a fourth would stand still half of the time
+        ({"cpu.max": "50000 100000\n"}, 1),
+        ({"cpu.max": "6400000 100000\n"}, 64),
+        ({"cpu.max": "max 100000\n"}, 64),
+        ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 64),
+    ],
+)
+def test_a_containers_quota_is_a_number_of_cores(files, expected, tmp_path, monkeypatch):
+    (tmp_path / "cpu").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(machine, "_CGROUP", tmp_path)
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
+    assert machine.cores() == expected
+    machine.require_threads(1, expected)
+    with pytest.raises(ValueError, match=f"must be 1 to {expected}, the cores here, got {expected + 1}"):
+        machine.require_threads(expected + 1)
 
 
 @pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="needs Linux")
@@ -681,6 +771,10 @@ def test_a_page_for_each_result_and_its_picture(tmp_path):
     text = (pages / "table5.md").read_text()
     assert text.startswith("# Title\n\n![Title](table5.png)\n\n2026-01-02, A CPU")
     assert "21.00 (2.10x)" in text and (pages / "table5.png").stat().st_size > 1000
+    before = (results / "table5.md").read_bytes()
+    with pytest.raises(ValueError, match=r"holds the results, whose own TABLE\.md have every figure"):
+        docs.update(results, tmp_path / "pages" / ".." / "results")
+    assert (results / "table5.md").read_bytes() == before
     (results / "scaling.json").write_text('{"table": "sca')
     with pytest.raises(ValueError, match=r"scaling\.json' is not a whole result"):
         docs.update(results, pages)
@@ -688,6 +782,16 @@ def test_a_page_for_each_result_and_its_picture(tmp_path):
         (results / "scaling.json").write_text(broken)
         with pytest.raises(ValueError, match=r"scaling\.json' is not a whole result of 'rdpnet bench' \("):
             docs.update(results, pages)
+
+
+@pytest.mark.parametrize("table", ["table5", "figure2"])  # latency against accuracy, and a sweep
+def test_an_older_result_of_networks_that_are_no_longer_in_the_table_has_a_page_and_no_picture(table, tmp_path):
+    text = json.dumps(result_of(([20.0, 21.0, 22.0], [10.0, 10.0, 10.0]), table=table))
+    (tmp_path / f"{table}.json").write_text(text.replace("MobileNetV2", "Older").replace("RDPNet", "OldPNet"))
+    assert docs.update(tmp_path, tmp_path / "pages") == [tmp_path / "pages" / f"{table}.md"]
+    page = (tmp_path / "pages" / f"{table}.md").read_text()
+    assert "Older-0.5x" in page and "21.00 (2.10x)" in page and "![" not in page
+    assert not list((tmp_path / "pages").glob("*.png"))
 
 
 def by_precision(int8_snr):
@@ -740,6 +844,10 @@ def test_the_quantiser_that_is_named_is_the_one_that_the_runtime_has():
     assert "The INT8 quantiser is executorch's own, the same" in report.markdown(result)
     result["runs"][1]["precision"] = "bfloat16"
     assert "*best* is" in report.markdown(result) and "quantiser" not in report.markdown(result)
+    for snr, is_explained in ((90.0, False), (-3.0, True)):
+        result["runs"] = by_precision((snr, 30.0))["runs"][1:]  # INT8 alone
+        text = report.markdown(result)
+        assert ("A figure in dB" in text) is is_explained and "*best*" not in text and "INT8 quantiser is" in text
 
 
 def test_throughput_counts_images_not_calls():
@@ -855,12 +963,13 @@ def test_an_interrupted_command_keeps_what_it_has_and_says_so(tmp_path, capsys, 
         calls.append(1)
         result = measure(functions, 3, *args, **kwargs)
         if len(calls) == 2:
-            raise Interrupted(Measurement({name: times[:2] for name, times in result.samples.items()}, 3, 1, 0))
+            kept = {name: times[:2] for name, times in result.samples.items()}
+            raise Interrupted(Measurement(kept, 3, 1, 0)) from SystemExit(143)  # of a SIGTERM
         return result
 
     monkeypatch.setattr(report, "measure", interrupted_in_the_second_run)
-    arguments = ["bench", "table8", "--quick", "--backend", "eager", "onnxruntime", "-o", str(tmp_path)]
-    assert cli.main(arguments) == 130
+    arguments = ["bench", "table8", "--quick", "--backend", "eager", "eager", "onnxruntime", "-o", str(tmp_path)]
+    assert cli.main([*arguments, "--threads", "1", "1"]) == 143
     assert f"interrupted: 3 runs of table8 were measured, wholly or in part, and are kept in {tmp_path}" in (
         capsys.readouterr().out
     )

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -220,22 +221,26 @@ def test_the_bits_of_weights_are_those_that_their_label_names(vnni, monkeypatch)
 
 
 def test_what_was_measured_says_when_on_what_and_by_which_command(tmp_path, monkeypatch):
+    write = Path.write_text  # as on a system whose own encoding is not UTF-8
+    monkeypatch.setattr(Path, "write_text", lambda path, text, encoding="ascii": write(path, text, encoding))
     monkeypatch.setattr(speed, "compare", lambda *args: (result(onnx=8.0, sgemm=10.0, int8_gemm=2.5), {}))
-    speed.run(tmp_path, ["100"], [1], 2, borders=False, command="rdpnet bench int8-speed")
+    speed.run(tmp_path, ["100"], [1], 2, borders=False, command="rdpnet bench int8-speed -o Größe")
     row = accuracy.Row("PyTorch", "float32", "no", "", 50.0, 100.0)
     monkeypatch.setattr(accuracy, "evaluate", lambda *args: args[-1]([row]) or [row])
     accuracy.measure_accuracy(
-        "rdpnet_025_cifar.digits", "digits", tmp_path, test_images=2, command="rdpnet bench int8-accuracy"
+        "rdpnet_025_cifar.digits", "digits", tmp_path, test_images=2, command="rdpnet bench int8-accuracy -o Größe"
     )
     for name in ("speed", "accuracy"):
-        written, text = json.loads((tmp_path / f"{name}.json").read_text()), (tmp_path / f"{name}.md").read_text()
-        assert written["command"] == f"rdpnet bench int8-{name}" and written["machine"]["versions"]["nncf"][0].isdigit()
+        written = json.loads((tmp_path / f"{name}.json").read_text())
+        text = (tmp_path / f"{name}.md").read_text(encoding="utf-8")
+        assert written["command"] == f"rdpnet bench int8-{name} -o Größe"
+        assert written["machine"]["versions"]["nncf"][0].isdigit()
         line = text.splitlines()[0]
         assert (
             line.startswith(f"{written['date'][:10]}, {written['machine']['cpu']}, ")
             and f"`{written['command']}`" in line
         )
-    assert "2 rounds" in (tmp_path / "speed.md").read_text()
+    assert "2 rounds" in (tmp_path / "speed.md").read_text(encoding="utf-8")
 
 
 def without(package, monkeypatch):

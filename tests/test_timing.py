@@ -82,17 +82,19 @@ def test_what_is_written_is_what_is_read_back():
     assert Measurement.from_dict(state) == result
 
 
-def test_an_interrupted_measurement_keeps_its_complete_rounds():
+@pytest.mark.parametrize("told", [KeyboardInterrupt(), SystemExit(143)], ids=repr)  # the latter of a SIGTERM
+def test_an_interrupted_measurement_keeps_its_complete_rounds(told):
     calls = []
 
     def interrupts():
         calls.append(1)
         if len(calls) == 4:
-            raise KeyboardInterrupt
+            raise told
 
     with pytest.raises(Interrupted) as raised:
         measure({"a": int, "b": interrupts}, rounds=10, warmup=0, primed=False)
     result = raised.value.measurement
+    assert raised.value.__cause__ is told
     assert [len(times) for times in result.samples.values()] == [3, 3]
     assert result.to_dict()["rounds"] == 10
     calls.clear()
@@ -101,6 +103,15 @@ def test_an_interrupted_measurement_keeps_its_complete_rounds():
         measure({"a": interrupts}, rounds=10, warmup=4, primed=False)
     state = raised.value.measurement.to_dict()
     assert state["samples"] == {"a": []} and Measurement.from_dict(state) == raised.value.measurement
+
+
+def test_a_load_that_nobody_may_see_is_none(monkeypatch):
+    def hidden(interval):
+        raise PermissionError("/proc/stat")
+
+    monkeypatch.setattr("psutil.cpu_percent", hidden)
+    result = measure({"a": int}, rounds=1)
+    assert result.load_before is None is result.load_after and not result.is_noisy
 
 
 def test_bad_input_and_failing_contestants_are_named():

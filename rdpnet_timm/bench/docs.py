@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import List
 
-from ..files import atomic_path
+from ..extras import require_all
+from ..files import atomic_path, require_writable
 from .plots import draw
 from .report import markdown
 from .run import NAMES
@@ -17,12 +18,20 @@ def update(directory: Path, pages: Path) -> List[Path]:
 
     Raises:
         FileNotFoundError: there is no result in ``directory``.
-        ValueError: one is not whole.
+        ImportError: matplotlib is not installed.
+        OSError: nothing can be written to ``pages``.
+        ValueError: a result is not whole, or ``pages`` is ``directory``.
     """
     sources = [path for name in sorted(NAMES) if (path := directory / f"{name}.json").is_file()]
     if not sources:
         raise FileNotFoundError(f"expected results of 'rdpnet bench' (TABLE.json) in '{directory}', found none")
-    pages.mkdir(parents=True, exist_ok=True)
+    require_all(("matplotlib",), "rdpnet bench docs", "bench")
+    require_writable(pages)
+    if pages.samefile(directory):
+        raise ValueError(
+            f"'{pages}' holds the results, whose own TABLE.md have every figure, which a page has not: name another "
+            "folder for the pages"
+        )
     written = []
     for source in sources:
         try:

@@ -192,8 +192,9 @@ def measure_accuracy(
 
     def save(rows: List[Row], complete: bool) -> None:
         warning = "" if complete else f"{UNFINISHED}\n\n"
+        text = f"{conditions(facts)}\n\n{warning}{head}" + "".join(_line(row) + "\n" for row in rows)
         with atomic_path(output / "accuracy.md") as path:
-            path.write_text(f"{conditions(facts)}\n\n{warning}{head}" + "".join(_line(row) + "\n" for row in rows))
+            path.write_text(text, encoding="utf-8")
         whole = {**facts, "complete": complete, "rows": [row._asdict() for row in rows]}
         with atomic_path(output / "accuracy.json") as path:
             path.write_text(json.dumps(whole, indent=1) + "\n")

@@ -338,7 +338,7 @@ def run(
             text += "\n".join(f"- {name}: {value:.2f}" for name, value in folding.items()) + "\n"
         measured = [dict(r._asdict(), measurement=r.measurement.to_dict()) for r in results]
         with atomic_path(output / "speed.md") as path:
-            path.write_text(text)
+            path.write_text(text, encoding="utf-8")
         whole = {**facts, "complete": complete, "results": measured, "operators": profiles, "borders": folding}
         with atomic_path(output / "speed.json") as path:
             path.write_text(json.dumps(whole, indent=1) + "\n")

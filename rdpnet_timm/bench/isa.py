@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
 from ..deploy.formats import openvino_model
 from ..measure.machine import cpu_flags
@@ -71,7 +71,8 @@ def runnable(names: Sequence[str]) -> List[str]:
 def run_classes(names: Sequence[str], arguments: Sequence[str], output: Path) -> None:
     """Run ``rdpnet bench`` once for each class, in a process of its own, into a folder of ``output`` of that name.
 
-    A run that fails, as one in a precision that its class has not, leaves the others theirs.
+    A run that fails, as one in a precision that its class has not, leaves the others theirs. An interrupted one writes
+    what it has before this one ends.
 
     Args:
         names: of :data:`CLASSES`.
@@ -82,15 +83,30 @@ def run_classes(names: Sequence[str], arguments: Sequence[str], output: Path) ->
         RuntimeError: a run failed; what it said stands on the screen.
     """
     failed = []
-    for name in runnable(names):
+    for name in runnable(list(dict.fromkeys(names))):
         command = [sys.executable, "-m", "rdpnet_timm.cli", "bench", *arguments]
         command += ["--backend", "openvino", "-o", str(output / name)]
         environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": CLASSES[name].onednn}
         print(f"{name}:", flush=True)
-        if code := subprocess.run(command, env=environment).returncode:
+        if code := _run_to_its_end(command, environment):
             failed.append(f"the run held to {name} ended with status {code}")
     if failed:
         raise RuntimeError(f"{', '.join(failed)}: see above")
+
+
+def _run_to_its_end(command: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run a command and give its status; where this process is told to end, the command ends in good order first.
+
+    :func:`subprocess.run` would leave it a quarter of a second, in which no picture is drawn.
+    """
+    process = subprocess.Popen(command, env=environment)
+    try:
+        return process.wait()
+    except BaseException as told:
+        if not isinstance(told, KeyboardInterrupt):  # a terminal's Ctrl-C has reached the command as well
+            process.terminate()
+        process.wait()
+        raise
 
 
 def kernels(form: Form, precision: str) -> List[str]:

@@ -22,8 +22,13 @@ Row = Mapping[str, Any]
 
 def draw(result: Result, directory: Path) -> List[Path]:
     """Draw the picture of a table that has one as ``TABLE.png``, and return its path, or no path."""
-    lines = _best_by_precision([row for row in rows(result) if row["form"] == DEPLOY])
-    if not lines or result["table"] not in TABLES:
+    table = TABLES.get(result["table"])
+    if table is None:
+        return []
+    swept = [entry.name for comparison in table.comparisons for entry in comparison.entries if entry.x is not None]
+    placed = table.accuracy or swept  # an older result may hold others
+    lines = _best_by_precision([row for row in rows(result) if row["form"] == DEPLOY and row["network"] in placed])
+    if not lines:
         return []
     import matplotlib
     from PIL import Image
@@ -31,13 +36,10 @@ def draw(result: Result, directory: Path) -> List[Path]:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    table = TABLES[result["table"]]
     if table.accuracy:
         figure = _accuracy_figure(pyplot, lines, table.accuracy)
-    elif any(entry.x is not None for comparison in table.comparisons for entry in comparison.entries):
-        figure = _sweep_figure(pyplot, result, lines)
     else:
-        return []
+        figure = _sweep_figure(pyplot, result, lines)
     figure.suptitle(f"{table.title} (batch 1, {result['machine']['cpu']})", fontsize=10)
     path = directory / f"{result['table']}.png"
     drawn = io.BytesIO()
@@ -104,7 +106,7 @@ def _accuracy_figure(pyplot: Any, lines: Sequence[Row], accuracy: Mapping[str, f
             group = {
                 row["network"]: (row["min_ms"], accuracy[row["network"]])
                 for row in own
-                if row["comparison"] == comparison and row["network"] in accuracy
+                if row["comparison"] == comparison
             }
             axis.plot(*zip(*(group[name] for name in pareto_front(group))), "--", color="#999999", lw=1, zorder=1)
             points |= group

@@ -193,14 +193,18 @@ def markdown(result: Result, details: bool = True, ties: bool = True) -> str:
 
 
 def _precision_note(result: Result) -> str:
-    if len({run.get("precision") or "float32" for run in result["runs"]}) < 2:
-        return ""
-    return (
+    has_many = len({run.get("precision") or "float32" for run in result["runs"]}) > 1
+    note = (
         " *best* is a runtime's shortest time, or most images per second, and says which runtime and precision it "
-        f"was; all took turns in one run.{_int8_note(result)} A figure in "
-        f"dB, given below {NOISY_DB:.0f}, is the signal-to-noise ratio against the float output on other images, of "
-        "random weights; **wrong** marks an output no larger than its error, whose time never counts as the best."
+        "was; all took turns in one run."
     )
+    figures = (
+        f" A figure in dB, given below {NOISY_DB:.0f}, is the signal-to-noise ratio against the float output on other "
+        "images, of random weights; **wrong** marks an output no larger than its error, whose time never counts as "
+        "the best."
+    )
+    is_noisy = any(_noise(one) for run in result["runs"] for one in run["contestants"].values())
+    return (note if has_many else "") + _int8_note(result) + (figures if has_many or is_noisy else "")
 
 
 def _int8_note(result: Result) -> str:

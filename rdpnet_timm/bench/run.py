@@ -59,8 +59,10 @@ def run(
         ValueError: an unknown table, backend or precision, no rounds or no threads, or a table that has none of them.
         ImportError: something is needed that is not installed.
         OSError: nothing can be written to ``output``, or a complete result is there, which is never replaced.
-        KeyboardInterrupt: on Ctrl-C, after the complete rounds have been written.
+        KeyboardInterrupt: on Ctrl-C, or an order to end, after the complete rounds have been written.
     """
+    backends, precisions = list(dict.fromkeys(backends)), list(dict.fromkeys(precisions))  # named twice, measured once
+    threads = list(dict.fromkeys(threads))
     tables, pairs = _plan(names, output, backends, threads, rounds, precisions)
     require_writable(output)
     from . import plots
@@ -313,15 +315,16 @@ def _prepare(
     for key, contestant in contestants.items():
         try:
             snr: Optional[float] = None
-            if precision == "float32":
-                function = runtimes.prepare(backend, contestant.form, threads)
-            else:
+            function: Callable[[], object]
+            if backend in runtimes.RUNTIMES:
                 run = runtimes.runner(backend, contestant.form, threads, precision)
                 if contestant.form.has_snr:
                     snr = round(runtimes.signal_to_noise(contestant.form, run), 1)
                 function = partial(run, contestant.form.x.numpy())
-            if not np.isfinite(np.asarray(function())).all() and snr is None:  # which is -300 then, and says it
-                raise FloatingPointError("its outputs are not finite")
+            else:
+                function = runtimes.prepare(backend, contestant.form, threads)
+            if not np.isfinite(np.asarray(function())).all() and (snr is None or precision == "float32"):
+                raise FloatingPointError("its outputs are not finite")  # of INT8 the ratio, -300 then, says it
             functions[key], facts[key] = function, {**contestant.facts, "snr_db": snr}
         except Exception as error:  # whatever a runtime raises for a network that it cannot run
             failures[key] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

@@ -20,6 +20,8 @@ _X86 = ("amd64", "i386", "i686", "x86", "x86_64")  # as systems name it
 # what decides about INT8 and bfloat16, by Linux's flags
 _EXTENSIONS = {"VNNI": {"avx_vnni", "avx512_vnni"}, "BF16": {"avx512_bf16", "bf16"}, "AMX": {"amx_int8"}}
 
+_CGROUP = Path("/sys/fs/cgroup")  # a container's limits, by the second version of control groups or the first
+
 _PACKAGES = (
     "rdpnet-timm", "torch", "torchvision", "timm", "onnx", "onnxruntime", "openvino", "nncf", "torchao", "executorch",
     "ai-edge-litert", "ncnn", "numpy",
@@ -43,6 +45,10 @@ def _cpu_model() -> str:
     info = _cpu_info()
     if "model name" in info:
         return info["model name"]
+    if platform.system() == "Darwin":  # where Python knows no more than "arm"
+        with suppress(OSError, subprocess.SubprocessError):
+            command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+            return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     if "CPU part" not in info:  # no Linux
         return platform.processor() or platform.machine()
     with suppress(OSError, subprocess.SubprocessError):  # an Arm CPU is a number there, which lscpu has a name for
@@ -90,8 +96,14 @@ def _version(package: str) -> str:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use: those it may run on, or as many as a container's quota keeps at work."""
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for files in ("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"):
+        with suppress(OSError, ValueError):  # not there, or "max"
+            quota, period = (int(n) for name in files for n in (_CGROUP / name).read_text().split())
+            if quota > 0:  # -1 is none
+                there = min(there, max(1, quota // period))
+    return there
 
 
 def memory() -> int:
@@ -100,9 +112,9 @@ def memory() -> int:
         there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):  # no POSIX
         there = 1 << 62
-    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+    for limit in ("memory.max", "memory/memory.limit_in_bytes"):
         with suppress(OSError, ValueError):  # not there, or "max"
-            there = min(there, int(Path(limit).read_text()))
+            there = min(there, int((_CGROUP / limit).read_text()))
     return there
 
 

@@ -47,7 +47,7 @@ class Measurement:
         rounds: rounds asked for; an interrupted run has fewer samples.
         warmup: untimed calls of each contestant before the first round.
         seed: seed of the order of turns.
-        load_before: percentage of the machine in use by others before the run; None where psutil is not installed.
+        load_before: percentage of the machine in use by others before the run; None where psutil cannot tell.
         load_after: the same, after it.
     """
 
@@ -117,7 +117,10 @@ class Measurement:
 
 
 class Interrupted(KeyboardInterrupt):
-    """Raised by :func:`measure` on Ctrl-C; ``measurement`` holds the complete rounds, maybe none."""
+    """Raised by :func:`measure` on Ctrl-C or an exit; ``measurement`` holds the complete rounds, maybe none.
+
+    Its cause is what ended them.
+    """
 
     def __init__(self, measurement: Measurement) -> None:
         super().__init__(f"interrupted after {min(map(len, measurement.samples.values()))} rounds")
@@ -125,12 +128,13 @@ class Interrupted(KeyboardInterrupt):
 
 
 def cpu_load(seconds: float = 0.2) -> Optional[float]:
-    """Percentage of all cores in use while this program waits; None where psutil is not installed."""
+    """Percentage of all cores in use while this program waits; None where psutil is missing, or may not see it."""
     try:
         import psutil
-    except ImportError:
+
+        return psutil.cpu_percent(interval=seconds)
+    except (ImportError, OSError):  # the latter where /proc is hidden, as on Android
         return None
-    return psutil.cpu_percent(interval=seconds)
 
 
 def measure(
@@ -154,7 +158,7 @@ def measure(
     Raises:
         ValueError: no contestants, or fewer than one round.
         RuntimeError: a contestant failed; the message names it.
-        Interrupted: on Ctrl-C; it carries the rounds measured so far.
+        Interrupted: on Ctrl-C or a SystemExit, as of a SIGTERM; it carries the rounds measured so far.
     """
     if rounds < 1:
         raise ValueError(f"rounds must be 1 or more, got {rounds}")
@@ -187,8 +191,8 @@ def measure(
             for name, milliseconds in times.items():  # a round counts as a whole or not at all
                 result.samples[name].append(milliseconds)
             gc.collect()
-    except KeyboardInterrupt:
-        raise Interrupted(result) from None
+    except (KeyboardInterrupt, SystemExit) as told:
+        raise Interrupted(result) from told
     finally:
         if was_collecting:
             gc.enable()
