@@ -966,7 +966,7 @@ def main(argv: Optional[List[str]] = None) -> int:
         try:
             print(end="", flush=True)
         except OSError:  # Python would try again as it ends, and make that status 120
-            drop_output()
+            drop_output(sys.stdout)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import os
 import sys
 import time
 from contextlib import contextmanager
-from typing import Callable, Collection, Iterable, Iterator, TypeVar
+from typing import Callable, Collection, Iterable, Iterator, TextIO, TypeVar
 
 __all__ = ["counted", "drop_output", "status"]
 
@@ -52,6 +52,6 @@ def counted(items: Collection[Item], title: str) -> Iterable[Item]:
     return run()
 
 
-def drop_output() -> None:
+def drop_output(stream: TextIO) -> None:
     """Let what waits to be written and what is printed from now on go nowhere: nobody reads it, or it has no place."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -26,6 +26,7 @@ from rdpnet_timm.measure.forms import deploy_form, fold_norms, settle_norms
 from rdpnet_timm.measure.published import IMAGENET, PAPER
 from rdpnet_timm.measure.size import count
 from rdpnet_timm.measure.timing import Interrupted, Measurement, measure
+from rdpnet_timm.signals import handled
 
 ENTRIES = {
     (name, entry.name): entry for name, table in TABLES.items() for c in table.comparisons for entry in c.entries
@@ -380,28 +381,33 @@ def test_a_class_that_fails_leaves_the_others_theirs(tmp_path, monkeypatch):
     assert limits == ["AVX2", "AVX512_CORE_AMX"]
 
 
-@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+@pytest.mark.parametrize(
+    ("number", "error"),
+    [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit), (signal.SIGHUP, SystemExit)],
+)
 def test_an_interrupted_class_writes_what_it_has_before_the_command_ends(number, error, tmp_path):
     written = tmp_path / "table5.png"
     child = f"""if True:
         import os, pathlib, signal, time
+        from rdpnet_timm.cli import _end
+        from rdpnet_timm.signals import handled
 
-        def save(*_):
-            time.sleep(0.8)  # as long as a picture takes, at the least
-            pathlib.Path({str(written)!r}).touch()
-            raise SystemExit
-
-        signal.signal({number.value}, save)
-        os.kill(os.getppid(), {number.value})
-        if {number.value} == signal.SIGINT:  # a terminal's goes to both
-            os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(20)
+        signal.signal({number.value}, signal.default_int_handler)
+        with handled(_end, "SIGTERM", "SIGHUP"):
+            try:
+                os.kill(os.getppid(), {number.value})
+                if {number.value} != signal.SIGTERM:  # a terminal's go to both
+                    os.kill(os.getpid(), {number.value})
+                time.sleep(20)
+            finally:
+                time.sleep(0.8)  # as long as a picture takes, at the least
+                pathlib.Path({str(written)!r}).touch()
         """
-    former = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGTERM, cli._end)
+    former = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGHUP)}
+    for each in former:
+        signal.signal(each, signal.default_int_handler)  # whatever they were where the tests run
     try:
-        with pytest.raises(error):
+        with pytest.raises(error), handled(cli._end, "SIGTERM", "SIGHUP"):
             isa._run_to_its_end([sys.executable, "-c", child], dict(os.environ))
     finally:
         for each, handler in former.items():

@@ -87,7 +87,7 @@ def test_a_signal_stops_all_and_they_go_on_as_if_there_had_been_none(data, tmp_p
 
 def test_a_second_signal_is_the_same_order_within_a_second_and_ends_the_program_later(monkeypatch):
     clock, former = [0.0], signal.signal(signal.SIGINT, signal.default_int_handler)
-    monkeypatch.setattr("rdpnet_timm.train.trainer.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr("rdpnet_timm.signals.time", SimpleNamespace(monotonic=lambda: clock[0]))
     try:
         with pytest.raises(KeyboardInterrupt), _stop_signals() as stopped:
             for clock[0] in (5.0, 5.5, 7.0):

@@ -1,6 +1,5 @@
 """A progress bar for a training run."""
 
-import os
 import sys
 from contextlib import contextmanager
 from functools import partial
@@ -36,7 +35,7 @@ def say(line: str, write: Callable[[str], object] = partial(print, flush=True)) 
     try:
         write(line)
     except OSError:
-        drop_output()
+        drop_output(sys.stdout)
         say_aside("nobody reads the output any more; the training goes on, and its log.jsonl with it")
 
 
@@ -45,7 +44,7 @@ def say_aside(line: str) -> None:
     try:
         print(line, file=sys.stderr, flush=True)
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+        drop_output(sys.stderr)
 
 
 def epoch_line(record: Dict[str, float]) -> str:

@@ -489,22 +489,14 @@ def _mixed(*numbers: int) -> int:
 
 @contextmanager
 def _stop_signals() -> Iterator[List[int]]:
-    """Put an order to end into a list instead of dying of it; another one, a second later, ends the program as usual.
-
-    Within a second it is the same order: a closed terminal or a batch system tells every process of a group, and so
-    does the one among them that began the others.
-    """
+    """Put an order to end into a list instead of dying of it; another one, a second later, ends all as usual."""
     received: List[int] = []
-    first = 0.0
 
     def receive(number: int, _: Any) -> None:
-        nonlocal first
-        if not received:
-            received.append(number)
-            first = time.monotonic()
-        elif time.monotonic() - first > 1:
+        if received:
             hearing.close()
             signal.raise_signal(number)
+        received.append(number)
 
     with ExitStack() as hearing:
         hearing.enter_context(handled(receive, "SIGTERM", "SIGINT", "SIGHUP"))
