@@ -499,14 +499,14 @@ def _export(args: argparse.Namespace) -> None:
     from .checkpoint import load_model
     from .deploy.artifacts import export, table
     from .deploy.calibration import Preprocessing, load_images
-    from .deploy.formats import known_format, require_format
+    from .deploy.formats import known_format, require_formats
     from .deploy.quantize import QUANTIZERS
     from .files import read_lines
     from .progress import status
 
     for name in args.formats:
         known_format(name)
-        require_format(name, args.int8 and name in QUANTIZERS)
+    require_formats(args.formats, QUANTIZERS if args.int8 else ())
     class_names = read_lines(args.classes) if args.classes else None
     if args.source.endswith(".py"):
         _export_openmmlab(args, class_names)

@@ -764,10 +764,14 @@ def test_an_output_that_cannot_be_written_is_an_error(tmp_path, capsys):
     assert "error: " in capsys.readouterr().err
 
 
-def test_evaluation_counts_as_an_independent_loop_does():
+def test_evaluation_counts_as_an_independent_loop_does(monkeypatch):
     torch.manual_seed(0)
     model, images = timm.create_model(MODEL, num_classes=4), random_images(count=30)
-    found = evaluate(model, images, batch_size=7)
+    monkeypatch.setattr("rdpnet_timm.train.trainer.AT_ONCE", images.pixels[:7, ..., 0].numel())
+    batches = []
+    model.register_forward_pre_hook(lambda module, args: batches.append(len(args[0])))
+    found = evaluate(model, images)
+    assert batches == [7, 7, 7, 7, 2], "larger images must come in smaller batches"
     mean, std = (torch.tensor(model.pretrained_cfg[name]).reshape(1, 3, 1, 1) for name in ("mean", "std"))
     with torch.no_grad():
         logits = model.eval()((images.pixels.permute(0, 3, 1, 2) / 255 - mean) / std)

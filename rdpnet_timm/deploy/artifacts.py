@@ -21,7 +21,7 @@ from ..measure.timing import measure
 from .bias import correct_bias
 from .calibration import Calibration, Preprocessing, random_images
 from .equalization import FEWEST_IMAGES, NotStraight, equalize, equalize_activations
-from .formats import FORMATS, Format, Runner, available_threads, known_format, require_format
+from .formats import FORMATS, Format, Runner, available_threads, known_format, require_formats
 from .normalize import fold_normalization
 from .quantize import QUANTIZERS, weight_steps
 
@@ -179,8 +179,7 @@ def export(
     single = [format_name for format_name, kind in chosen.items() if not kind.batches]
     if dynamic_batch and single:
         raise ValueError(f"{' and '.join(single)} take one image at a time: leave out the dynamic batch, or the format")
-    for format_name in chosen:
-        require_format(format_name, int8 and format_name in QUANTIZERS)
+    require_formats(chosen, QUANTIZERS if int8 else ())
     if pixel_range not in (None, 1, 255):
         raise ValueError(f"pixels are of 0 to 1 or of 0 to 255, got {pixel_range}")
     if class_names is not None and len(class_names) != getattr(model, "num_classes", len(class_names)):

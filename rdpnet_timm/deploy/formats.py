@@ -5,7 +5,7 @@ import io
 import warnings
 from functools import cache
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Container, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ __all__ = [
     "openvino_core",
     "openvino_has_bfloat16",
     "openvino_model",
-    "require_format",
+    "require_formats",
     "to_onnx",
     "to_openvino",
     "trace_to_onnx",
@@ -86,17 +86,24 @@ def known_format(name: str) -> Format:
     return FORMATS[name]
 
 
-def require_format(name: str, int8: bool = False) -> None:
-    """Check that what a format needs is installed, with ``int8`` for quantising as well.
+def require_formats(names: Iterable[str], int8: Container[str] = ()) -> None:
+    """Check that what formats need is installed, for those in ``int8`` what quantising needs as well.
 
     Raises:
-        ImportError: something is not; the message names it and the line that installs it.
+        ImportError: something is not; the message names all of it and the lines that install it.
     """
-    kind = FORMATS[name]
-    needs, extra = kind.needs, kind.extra
-    if int8:
-        needs, extra = (*needs, *kind.int8_needs), kind.int8_extra or extra
-    require_all(needs, f"the format {name}", extra)
+    missing = []
+    for name in names:
+        kind = FORMATS[name]
+        needs, extra = kind.needs, kind.extra
+        if name in int8:
+            needs, extra = (*needs, *kind.int8_needs), kind.int8_extra or extra
+        try:
+            require_all(needs, f"the format {name}", extra)
+        except ImportError as error:
+            missing.append(str(error))
+    if missing:
+        raise ImportError("; ".join(missing))
 
 
 def to_onnx(

@@ -158,7 +158,7 @@ def _type_classes(part: Dict[str, Any]) -> Sequence[str]:
 def _names(path: str, findings: Findings) -> List[str]:
     """The lines of a list, an empty or unreadable one being found wrong."""
     try:
-        names = Path(path).read_text().splitlines()
+        names = Path(path).read_text(encoding="utf-8").splitlines()  # as mmengine reads it
     except (OSError, UnicodeDecodeError) as error:
         findings.errors.append(f"the list {os.path.abspath(path)} cannot be read: {error}")
         return []

@@ -21,7 +21,7 @@ from ..convert import reparameterize
 from ..deploy.artifacts import HEADINGS, Exported, columns
 from ..deploy.bias import correct_bias
 from ..deploy.equalization import NotStraight, equalize
-from ..deploy.formats import FORMATS, known_format, onnx_to_openvino, require_format, trace_to_onnx
+from ..deploy.formats import FORMATS, known_format, onnx_to_openvino, require_formats, trace_to_onnx
 from ..deploy.quantize import quantize_onnx, quantize_openvino, weight_steps
 from ..extras import require
 from ..files import all_or_nothing
@@ -105,8 +105,7 @@ def export_openmmlab(
     if not chosen or set(chosen) - set(_QUANTIZERS):
         known = " or ".join(_QUANTIZERS)
         raise ValueError(f"a whole network is exported as {known}, got {', '.join(formats) or 'no format'}")
-    for each in chosen:
-        require_format(each, int8)
+    require_formats(chosen, chosen if int8 else ())
     if size is not None and min(size) < 1:
         raise ValueError(f"pictures have a height and a width of at least 1, got {tuple(size)}")
     if score_threshold is not None and not 0 <= score_threshold < 1:

@@ -37,6 +37,7 @@ from .recorded import Recorded, update
 __all__ = ["Evaluation", "Job", "Result", "Run", "compile_model", "evaluate", "predict", "train", "train_together"]
 
 Report = Callable[[int, int, Dict[str, float]], None]
+AT_ONCE = 500 * 32 * 32  # pixels of one batch to evaluate: activations take up to a gigabyte or two
 STAGGER = 50  # steps by which a run begins after the one before it, see train_together
 
 
@@ -189,13 +190,17 @@ class Result:
     digests: Tuple[str, str]
 
 
-def predict(model: nn.Module, images: Images, batch_size: int = 500, amp: bool = False) -> Tensor:
+def predict(model: nn.Module, images: Images, amp: bool = False) -> Tensor:
     """Logits ``(N, classes)``, float32, in evaluation mode, for ``images`` that lie on the model's device.
+
+    They are asked in batches of so many pixels, however large an image is.
 
     Raises:
         ValueError: the model has another number of classes than the images.
     """
     logits = []
+    height, width = images.pixels.shape[1:3]
+    batch_size = max(1, AT_ONCE // (height * width))
     with evaluating(model):
         for pixels in images.pixels.split(batch_size):
             with torch.autocast(pixels.device.type, torch.bfloat16, enabled=amp):
@@ -208,9 +213,9 @@ def predict(model: nn.Module, images: Images, batch_size: int = 500, amp: bool =
     return torch.cat(logits)
 
 
-def evaluate(model: nn.Module, images: Images, batch_size: int = 500, amp: bool = False) -> Evaluation:
+def evaluate(model: nn.Module, images: Images, amp: bool = False) -> Evaluation:
     """Classify ``images``, see :func:`predict`."""
-    logits = predict(model, images, batch_size, amp)
+    logits = predict(model, images, amp)
     correct = int((logits.argmax(1) == images.labels).sum())
     return Evaluation(correct, len(images), float(F.cross_entropy(logits.double(), images.labels)))
 

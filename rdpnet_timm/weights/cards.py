@@ -74,5 +74,5 @@ def write(folder: Path = FOLDER) -> List[Path]:
     """Write the card of all shipped weights to ``folder`` as ``MODEL.TAG.md``."""
     files = [folder / f"{name}.md" for name in names()]
     for file in files:
-        file.write_text(markdown(file.stem))
+        file.write_text(markdown(file.stem), encoding="utf-8")
     return files
