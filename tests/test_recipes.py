@@ -83,7 +83,10 @@ def test_timms_script_and_the_trainer_have_the_same_recipe_for_cifar(name):
     assert recipe["weight_decay"] == trainers.weight_decay
     assert recipe.get("warmup_epochs", 0) == trainers.warmup_epochs and recipe["sched"] == "cosine"
     assert trainers.cooldown is None and recipe["opt"] == ("sgd" if trainers.nesterov else "momentum")
-    assert recipe.get("smoothing", 0.0) == trainers.label_smoothing == trainers.mixup == trainers.cutout == 0
+    assert recipe.get("smoothing", 0.0) == trainers.label_smoothing == trainers.mixup == 0
+    assert recipe.get("scale", [1.0])[0] == pytest.approx((32 / (32 + trainers.crop_padding)) ** 2, abs=0.01)
+    erased, lost = (0.02 + 1 / 3) / 2, trainers.cutout * (1 - trainers.cutout / (4 * 32)) / 32  # some lies outside
+    assert recipe.get("reprob", 0.0) * erased == pytest.approx(lost**2, rel=0.05), "another share of the picture"
     assert not recipe.get("model_ema") and trainers.ema == 0
 
 

@@ -739,6 +739,8 @@ def test_crops_beyond_the_image_are_refused(tmp_path):
     images = random_images(size=12)
     with pytest.raises(ValueError, match="crop_padding must be below the side of the images, 12"):
         train(Run(MODEL, Recipe(crop_padding=12)), (images, images), tmp_path)
+    with pytest.raises(ValueError, match=r"cutout must be below the side of the images, 12, .* got 12 .--set cutout=3"):
+        train(Run(MODEL, Recipe(cutout=12)), (images, images), tmp_path)
 
 
 def test_a_run_can_be_prolonged_while_its_rate_has_not_begun_to_fall(uninterrupted, tmp_path):

@@ -122,15 +122,16 @@ _DIGITS = Recipe(
 RECIPES = {
     # Section "Cifar10/100 dataset" of the paper: flips only, no crop, no warm-up.
     "paper": Recipe(),
-    # The paper's overfits at 0.25x (training loss 0.15 after 50 epochs), so pictures are shifted by up to two pixels;
-    # with that it does not (0.31), so there is no cutout, mixup or smoothing of labels.
+    # By the paper's, 0.25x knows the training pictures by heart after 200 epochs (99.9 % of CIFAR-10's), so they are
+    # shifted by up to four pixels and lose a square. With more decay than this, channels die.
     "ours": Recipe(
         learning_rate=0.2,
         nesterov=True,
-        weight_decay=5e-4,
+        weight_decay=2e-4,
         decay_all=False,
         warmup_epochs=2,
-        crop_padding=2,
+        crop_padding=4,
+        cutout=8,
     ),
     # Two hours of one CPU core for the smallest network: small images for the first half, no cutout, which only pays
     # where a network has the time to overfit.

@@ -346,10 +346,16 @@ def _training(job: Job, stopped: List[int]) -> Generator[None, None, Result]:
     batch_size = min(recipe.batch_size, len(training))
     if not len(training) or not len(test):
         raise ValueError(f"nothing to learn from: {len(training)} training images and {len(test)} test images")
-    if recipe.crop_padding >= min(training.pixels.shape[1:3]):
+    side = min(training.pixels.shape[1:3])
+    if recipe.crop_padding >= side:
         raise ValueError(
-            f"crop_padding must be below the side of the images, {min(training.pixels.shape[1:3])}, of which it is a "
-            f"reflection; got {recipe.crop_padding}"
+            f"crop_padding must be below the side of the images, {side}, of which it is a reflection; got "
+            f"{recipe.crop_padding}"
+        )
+    if recipe.cutout >= side:
+        raise ValueError(
+            f"cutout must be below the side of the images, {side}, or nothing is left of one; got {recipe.cutout} "
+            f"(--set cutout={side // 4})"
         )
     epoch_steps = len(training) // batch_size
     steps = max(1, round(recipe.epochs * epoch_steps))
