@@ -25,7 +25,8 @@ step() { # step NAME COMMAND...: run it, keep what it prints
 table() { # table NAME NUMBER DATA COLUMN SEEDS RECIPE [OPTION...]
     step "$1" $bin/rdpnet table "$2" "$3" -o "$output/$1" --column "$4" --seeds $5 --jobs "${JOBS:-4}" --recipe "$6" \
         "${@:7}" "${options[@]}"
-    $bin/rdpnet table "$2" --print -o "$output/$1" --column "$4" >"$output/$1.part" && mv "$output/$1".{part,md}
+    $bin/rdpnet table "$2" --print -o "$output/$1" --column "$4" >"$output/$1.part" &&
+        mv "$output/$1".{part,md} || rm -f "$output/$1.part"
 }
 
 # what an accelerator computes is what a CPU computes

@@ -93,7 +93,7 @@ def require_formats(names: Iterable[str], int8: Container[str] = ()) -> None:
         ImportError: something is not; the message names all of it and the lines that install it.
     """
     missing = []
-    for name in names:
+    for name in dict.fromkeys(names):
         kind = FORMATS[name]
         needs, extra = kind.needs, kind.extra
         if name in int8:

@@ -193,7 +193,7 @@ class Result:
 def predict(model: nn.Module, images: Images, amp: bool = False) -> Tensor:
     """Logits ``(N, classes)``, float32, in evaluation mode, for ``images`` that lie on the model's device.
 
-    They are asked in batches of so many pixels, however large an image is.
+    A batch has as many pixels as 500 images of 32x32: larger images come in smaller ones.
 
     Raises:
         ValueError: the model has another number of classes than the images.
