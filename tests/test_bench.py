@@ -985,6 +985,24 @@ def test_an_interrupted_command_keeps_what_it_has_and_says_so(tmp_path, capsys, 
     assert "interrupted" in (tmp_path / "table8.md").read_text()
 
 
+def test_a_table_that_fails_leaves_the_others_theirs_and_the_command_fails(tmp_path, capsys, monkeypatch):
+    prepare, measured = run._prepare, []
+
+    def prepare_one_table(backend, precision, threads, contestants):
+        functions, facts, failures = prepare(backend, precision, threads, contestants)
+        measured.append(backend)
+        return (functions, facts, failures) if len(measured) > 1 else ({}, {}, dict.fromkeys(contestants, "no memory"))
+
+    monkeypatch.setattr(run, "_prepare", prepare_one_table)
+    arguments = ["bench", "figure2", "table8", "--quick", "--backend", "eager", "-o", str(tmp_path)]
+    assert cli.main(arguments) == 1
+    shown = capsys.readouterr()
+    assert "figure2 ended early: " in shown.out and "failed on eager in float32: no memory" in shown.out
+    assert "figure2 ended early: see above" in shown.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["table8.csv", "table8.json", "table8.md"]
+    assert json.loads((tmp_path / "table8.json").read_text())["complete"]
+
+
 @pytest.mark.parametrize("table", ["table8", "figure2"])  # a table, and a sweep
 @pytest.mark.parametrize("complete_runs", [0, 1])
 def test_an_interruption_before_a_runs_first_round_keeps_the_runs_before_it(

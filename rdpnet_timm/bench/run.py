@@ -59,6 +59,7 @@ def run(
         ValueError: an unknown table, backend or precision, no rounds or no threads, or a table that has none of them.
         ImportError: something is needed that is not installed.
         OSError: nothing can be written to ``output``, or a complete result is there, which is never replaced.
+        RuntimeError: a table's reference, or what is compared without one, failed; the other tables have been measured.
         KeyboardInterrupt: on Ctrl-C, or an order to end, after the complete rounds have been written.
     """
     backends, precisions = list(dict.fromkeys(backends)), list(dict.fromkeys(precisions))  # named twice, measured once
@@ -67,7 +68,7 @@ def run(
     require_writable(output)
     from . import plots
 
-    written = []
+    written, ended = [], []
     for name in tables:
         title, note = _OTHERS[name] if name in _OTHERS else (TABLES[name].title, TABLES[name].note)
         result: Result = {
@@ -94,10 +95,18 @@ def run(
             kept = f"{len(result['runs'])} runs of {name} were measured, wholly or in part, and are kept in {output}"
             print("interrupted:", kept if result["runs"] else f"no round of {name} was complete, nothing of it is kept")
             raise
+        except RuntimeError as error:  # hours of other tables need not end with one
+            if len(tables) == 1:
+                raise
+            print(f"{name} ended early: {error}", flush=True)
+            ended.append(name)
+            continue
         finally:
             if result["runs"]:
                 written += [*save(), *plots.draw(result, output)]
         print(markdown(result, details=False))
+    if ended:
+        raise RuntimeError(f"{', '.join(ended)} ended early: see above")
     return written
 
 
