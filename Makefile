@@ -24,6 +24,8 @@ gpu: .venv/ready
 
 # uv resolves and installs the whole stack in a fraction of pip's time; it comes from the registry, by pip.
 .venv/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo \
+		"the pinned versions need Python 3.11 or newer, $(PYTHON) is older: make PYTHON=python3.11 (after make clean)"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt uv
 	VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --compile-bytecode --constraint constraints.txt --build-constraint constraints.txt --editable ".[dev]"

@@ -2,9 +2,6 @@
 
 import importlib.util
 import os
-import shutil
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -118,25 +115,3 @@ def test_timms_train_script_knows_every_option_of_a_recipe(path, monkeypatch):
             value if isinstance(value, list) else [value]
         ):  # YAML would let a text through where a number is due
             assert action.type is None or action.type not in types or isinstance(item, types[action.type]), key
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="a script of bash's")
-def test_ctrl_c_ends_the_gpu_script_and_not_its_step_alone(tmp_path):
-    (tmp_path / "recipes").mkdir()
-    shutil.copy(FOLDER / "gpu.sh", tmp_path / "recipes")
-    (tmp_path / ".venv" / "bin").mkdir(parents=True)
-    for name, code in (
-        ("python", "#!/bin/sh\n"),
-        ("rdpnet", '#!/bin/sh\necho "$@" >>calls\ntrap "sleep 0.3; exit 130" INT\nkill -INT 0\n'),  # as a terminal does
-    ):
-        (tmp_path / ".venv" / "bin" / name).write_text(code)
-        (tmp_path / ".venv" / "bin" / name).chmod(0o755)
-    process = subprocess.run(
-        ["bash", "recipes/gpu.sh"],
-        cwd=tmp_path,
-        env={**os.environ, "CIFAR10": "a", "CIFAR100": "b", "DEVICE": "cpu"},
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # which a background job ignores
-        stdout=subprocess.DEVNULL,
-    )
-    assert process.returncode == 130 and len((tmp_path / "calls").read_text().splitlines()) == 1

@@ -282,6 +282,21 @@ def test_a_corrupt_image_is_named_by_its_row(tmp_path):
         read_data(parquet_folder(tmp_path, broken=7))
 
 
+def test_cifar_100s_parquets_are_read_as_the_hub_has_them(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    parquet_folder(tmp_path)
+    features = {"fine_label": {"names": ["p", "q", "r", "s"]}, "coarse_label": {"names": ["t"]}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    for part in ("train", "test"):
+        table = pq.read_table(tmp_path / f"{part}.parquet")
+        columns = {"img": table["image"], "fine_label": table["label"], "coarse_label": pa.array([0] * len(table))}
+        pq.write_table(pa.table(columns).replace_schema_metadata(metadata), tmp_path / f"{part}.parquet")
+    found = read_data(tmp_path)[0]
+    assert found.classes == ("p", "q", "r", "s") and torch.equal(found.labels, random_images(count=20).labels)
+
+
 def test_a_broken_parquet_is_an_error_that_names_it(tmp_path):
     parquet_folder(tmp_path)
     (tmp_path / "test.parquet").write_bytes(b"PAR1")
@@ -883,7 +898,7 @@ def write_card(folder, row, seed, **card):
 
 def test_a_table_gives_mean_and_spread_over_seeds_beside_the_papers_figure(tmp_path):
     for seed, accuracy in ((0, 90.0), (1, 91.0)):
-        write_card(tmp_path, "RDPNet-0.25x", **card_of("RDPNet-0.25x", accuracy_deploy_form=accuracy, seed=seed))
+        write_card(tmp_path, "RDPNet-0.25x", **card_of("RDPNet-0.25x", accuracy_before_rounding=accuracy, seed=seed))
     lines = format_table(3, tmp_path, "CIFAR-10 %").splitlines()
     assert lines[2] == "| RDPNet-0.25x | 89.7 | 90.50 | ±0.71 | 2 | +0.80 |"
     assert lines[3] == "| RDPNet-0.5x | 92.0 | not run |  | 0 |  |"
@@ -907,8 +922,8 @@ def test_runs_of_other_settings_or_data_make_no_table_and_are_not_taken_for_fini
         "rdpnet_timm.train.tables.subprocess.Popen", lambda command: pytest.fail("nothing is to be run")
     )
     row = "RDPNet-0.25x"
-    write_card(tmp_path, row, **card_of(row, accuracy_deploy_form=90.0))
-    odd = write_card(tmp_path, row, **card_of(row, accuracy_deploy_form=91.0, **{"seed": 1, **other}))
+    write_card(tmp_path, row, **card_of(row, accuracy_before_rounding=90.0))
+    odd = write_card(tmp_path, row, **card_of(row, accuracy_before_rounding=91.0, **{"seed": 1, **other}))
     name = "recipe.epochs" if "recipe" in other else next(iter(other))
     with pytest.raises(ValueError, match=f"'{odd}' is the card of another run, with {name} .* rather than"):
         format_table(3, tmp_path, "CIFAR-10 %")
@@ -918,7 +933,7 @@ def test_runs_of_other_settings_or_data_make_no_table_and_are_not_taken_for_fini
 
 
 def test_a_card_that_is_none_is_not_taken_for_a_finished_run(tmp_path):
-    path = write_card(tmp_path, "RDPNet-0.25x", 0, accuracy_deploy_form=90.0)
+    path = write_card(tmp_path, "RDPNet-0.25x", 0, accuracy_before_rounding=90.0)
     for text in ("{}", '{"model": "rdpnet_', "[]", json.dumps({**card_of("RDPNet-0.25x"), "seed": 0})):
         path.write_text(text)
         with pytest.raises(ValueError, match=f"'{path}' is not the card of a finished run .* delete this file"):
@@ -930,12 +945,12 @@ def test_a_card_that_is_none_is_not_taken_for_a_finished_run(tmp_path):
 def test_a_printed_table_stands_beside_the_papers_figures_for_its_data(tmp_path, capsys):
     row = "RDPNet-0.25x"
     classes = [str(number) for number in range(100)]
-    write_card(tmp_path, row, **card_of(row, accuracy_deploy_form=60.0, classes=classes))
+    write_card(tmp_path, row, **card_of(row, accuracy_before_rounding=60.0, classes=classes))
     assert main(["table", "3", "-o", str(tmp_path), "--print"]) == 0
     assert "| CIFAR-100 % | paper |" in (printed := capsys.readouterr().out)
     assert "| RDPNet-0.25x | 68.4 | 60.00 |  | 1 | -8.40 |" in printed
-    assert main(["table", "3", "-o", str(tmp_path), "--print", "--column", "CIFAR-10 %"]) == 0
-    assert "| RDPNet-0.25x | 89.7 | 60.00 |" in capsys.readouterr().out
+    assert main(["table", "3", "-o", str(tmp_path), "--print", "--column", "CIFAR-10 %"]) == 1
+    assert "data of 100 classes belong beside 'CIFAR-100 %', not beside 'CIFAR-10 %'" in capsys.readouterr().err
 
 
 class Finished:
@@ -976,7 +991,7 @@ def test_a_tables_runs_are_made_once_and_those_that_failed_are_named(tmp_path, m
         row, seed = "no identity, shuffle (RDPNet)", int(command[command.index("--seed") + 1])
         if "shuffle_groups=0" in command:
             row = "no identity, no shuffle"
-        card = write_card(tmp_path, row, **card_of(row, 8, seed=seed, accuracy_deploy_form=70.0))
+        card = write_card(tmp_path, row, **card_of(row, 8, seed=seed, accuracy_before_rounding=70.0))
         assert card.parent == Path(command[command.index("--output") + 1])
         return Finished(0)
 
@@ -1083,7 +1098,7 @@ def test_the_ablations_can_be_those_of_another_width(tmp_path, monkeypatch):
 
 def test_a_table_of_another_width_stands_beside_the_papers_without_a_difference(tmp_path, capsys):
     row = "no identity, no shuffle"
-    write_card(tmp_path, row, **card_of(row, 8, model="rdpnet_025_cifar", accuracy_deploy_form=60.0))
+    write_card(tmp_path, row, **card_of(row, 8, model="rdpnet_025_cifar", accuracy_before_rounding=60.0))
     arguments = ["table", "8", "-o", str(tmp_path), "--column", "CIFAR-100 %", "--print"]
     assert main([*arguments, "--model", "rdpnet_025_cifar"]) == 0
     printed = capsys.readouterr().out
@@ -1172,6 +1187,16 @@ def test_training_on_a_cpu_keeps_freed_memory(tmp_path, monkeypatch):
     images = random_images(count=16)
     train(Run(MODEL, Recipe(epochs=1, batch_size=16)), (images, images), tmp_path)
     assert calls == [True]
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_an_accuracy_is_of_float32_on_a_gpu_too(allowed, monkeypatch):
+    """Ten bits of mantissa, as cuDNN's convolutions have by default, would be no better than half precision's."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+    model, seen = timm.create_model("rdpnet_025_cifar", num_classes=4), []
+    model.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    evaluate(model, random_images(count=4))
+    assert seen == [False] and torch.backends.cudnn.allow_tf32 is allowed
 
 
 @pytest.mark.parametrize(("right", "wrong"), [(30, 0), (21, 9), (5, 0), (5, 2), (0, 30), (0, 1), (1, 0)])

@@ -1,12 +1,15 @@
 """Several runs in one process, and the parts of a step that a GPU records, here on a CPU."""
 
+import gc
 import json
 import signal
+import weakref
 from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -56,6 +59,32 @@ def test_a_run_that_fails_does_not_end_the_others(data, tmp_path):
     )
     assert isinstance(failed, ValueError) and "belongs to another run, with seed 0" in str(failed)
     assert len(result.history) == 2
+
+
+def test_a_run_that_fails_lets_go_of_its_memory_before_the_others_end(data, tmp_path, monkeypatch):
+    made, alive, create = [], [], timm.create_model
+
+    def create_model(name, **kwargs):
+        model = create(name, **kwargs)
+        made.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(timm, "create_model", create_model)
+
+    def fail(step, steps, record):
+        try:
+            raise MemoryError("no more")
+        except MemoryError as error:
+            raise RuntimeError("out of memory") from error
+
+    def look(step, steps, record):
+        gc.collect()
+        alive.append(made[0]() is not None)
+
+    run = Run(MODEL, replace(RECIPE, epochs=0.5))
+    failed, _ = train_together([Job(run, data, tmp_path / "a", fail), Job(run, data, tmp_path / "b", look)])
+    assert str(failed) == "out of memory" and failed.__traceback__ is not None and len(made) == 2
+    assert alive and not any(alive)
 
 
 def test_a_signal_stops_all_and_they_go_on_as_if_there_had_been_none(data, tmp_path, monkeypatch, capsys):

@@ -24,6 +24,7 @@ __all__ = [
     "files_in",
     "image_column",
     "is_picture",
+    "label_column",
     "load_images",
     "load_pictures",
     "pictures_in",
@@ -279,13 +280,19 @@ def image_column(names: Sequence[str]) -> str:
     return "img" if "img" in names and "image" not in names else "image"
 
 
+def label_column(names: Sequence[str]) -> str:
+    """The column of a parquet file with its labels: ``label``, or ``fine_label``, as CIFAR-100's on the Hub."""
+    return "fine_label" if "fine_label" in names and "label" not in names else "label"
+
+
 def class_names_of(table: Any) -> Optional[List[str]]:
     """Class names from its metadata, under a key that speaks of names or classes, or as the Hub writes them."""
     import json
 
     metadata = {key.decode(): value for key, value in (table.schema.metadata or {}).items()}
     try:
-        return [str(name) for name in json.loads(metadata["huggingface"])["info"]["features"]["label"]["names"]]
+        features = json.loads(metadata["huggingface"])["info"]["features"]
+        return [str(name) for name in features[label_column(table.column_names)]["names"]]
     except (KeyError, TypeError, ValueError):
         pass
     for key in ("classes", "class_names", "names", "label_names"):

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ..convert import deploy_method, reparameterize
 
-__all__ = ["Difference", "Verification", "compare_outputs", "evaluating", "randomize_norms", "verify"]
+__all__ = ["Difference", "Verification", "compare_outputs", "evaluating", "randomize_norms", "verify", "without_tf32"]
 
 # A part meets images of ordinary size, on which its biases tell, and of so large ones that no bias keeps a channel
 # from passing the ReLU behind it.
@@ -136,7 +136,7 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _without_tf32() -> Iterator[None]:
+def without_tf32() -> Iterator[None]:
     """On a GPU too, all of float32's mantissa; cuDNN's convolutions round to ten bits of it by default."""
     switches = (torch.backends.cudnn, torch.backends.cuda.matmul)
     before = [switch.allow_tf32 for switch in switches]
@@ -170,7 +170,7 @@ def compare_outputs(model: nn.Module, deployed: nn.Module, x: Optional[Tensor] =
     x = _images(model) if x is None else x
     parameter = next(model.parameters(), x)
     x = x.to(parameter)
-    with evaluating(model, deployed), _without_tf32():
+    with evaluating(model, deployed), without_tf32():
         expected, actual = (
             [leaf for leaf in tree_leaves(form(x)) if isinstance(leaf, Tensor)] for form in (model, deployed)
         )

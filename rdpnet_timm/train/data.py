@@ -13,7 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..deploy.calibration import SUFFIXES, Preprocessing, class_names_of, decode, files_in, image_column, is_picture
+from ..deploy.calibration import (
+    SUFFIXES,
+    Preprocessing,
+    class_names_of,
+    decode,
+    files_in,
+    image_column,
+    is_picture,
+    label_column,
+)
 from ..extras import require
 from ..measure.machine import memory
 from ..progress import counted
@@ -216,15 +225,16 @@ def _read_torchvision(name: str, folder: Path, part: str) -> Images:
 def _read_parquet(path: Path) -> Images:
     parquet = require("pyarrow.parquet", "reading parquet files")
     try:
-        column = image_column(parquet.read_schema(path).names)
-        table = parquet.read_table(path, columns=[column, "label"])
+        names = parquet.read_schema(path).names
+        column, label = image_column(names), label_column(names)
+        table = parquet.read_table(path, columns=[column, label])
     except Exception as error:  # pyarrow raises its own kinds, and which one depends on what is broken
         raise ValueError(
             f"cannot read '{path}', expected a parquet file with columns image and label: {error}"
         ) from None
     if not len(table):
         raise ValueError(f"there are no images in '{path}'")
-    labels = table["label"].to_numpy()
+    labels = table[label].to_numpy()
     if not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"the labels in '{path}' must be whole numbers in every row, got {labels.dtype}")
     classes = tuple(class_names_of(table) or map(str, range(int(labels.max()) + 1)))

@@ -195,13 +195,16 @@ def _settings(card: Dict[str, Any]) -> Dict[str, Any]:
 def _read_card(path: Path) -> Tuple[Dict[str, Any], float, int]:
     """Settings, accuracy and number of classes of a finished run.
 
+    The accuracy is the run's own: rounded to half precision its weights are kept where that costs no picture, so that
+    theirs is never below, and a mean of them would be above the truth.
+
     Raises:
         ValueError: ``path`` is not the card of one.
     """
     try:
         card = json.loads(path.read_text())
         settings = {"weights": "", **_settings(card), "seed": card["seed"]}
-        return settings, float(card["accuracy_deploy_form"]), len(card.get("classes", ()))
+        return settings, float(card["accuracy_before_rounding"]), len(card.get("classes", ()))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"'{path}' is not the card of a finished run ({error!r}): delete this file, and `rdpnet table` with the "
@@ -223,12 +226,15 @@ def accuracy_column(number: int, column: Optional[str] = None, classes: int = 0)
     """``column``, or else that of the paper's accuracies that data of this many ``classes`` belong beside.
 
     Raises:
-        ValueError: the table has no such column.
+        ValueError: the table has no such column, or it has one for this many classes and ``column`` is another.
     """
     columns = [name for name in PAPER[f"table{number}"].columns if name.endswith("%")]
-    column = column or next((name for name in columns if name == f"CIFAR-{classes} %"), columns[0])
+    own = next((name for name in columns if name == f"CIFAR-{classes} %"), None)
+    column = column or own or columns[0]
     if column not in columns:
         raise ValueError(f"the paper's Table {number} has the accuracies {', '.join(columns)}, got '{column}'")
+    if own and column != own:
+        raise ValueError(f"data of {classes} classes belong beside '{own}', not beside '{column}'")
     return column
 
 

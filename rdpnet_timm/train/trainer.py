@@ -5,6 +5,7 @@ import json
 import math
 import signal
 import time
+import traceback
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass, fields
@@ -27,7 +28,7 @@ from ..checkpoint import load_checkpoint, load_model
 from ..convert import reparameterize
 from ..files import atomic_path, require_writable, sha256
 from ..fused.conditions import IN_GRAPH
-from ..measure.difference import evaluating
+from ..measure.difference import evaluating, without_tf32
 from ..signals import handled
 from .data import Images, augmented_batch, mixed_batch, normalized, preparation
 from .progress import say_aside
@@ -193,7 +194,8 @@ class Result:
 def predict(model: nn.Module, images: Images, amp: bool = False) -> Tensor:
     """Logits ``(N, classes)``, float32, in evaluation mode, for ``images`` that lie on the model's device.
 
-    A batch has as many pixels as 500 images of 32x32: larger images come in smaller ones.
+    A batch has as many pixels as 500 images of 32x32: larger images come in smaller ones. On a GPU too convolutions
+    keep all of float32's mantissa: what decides whether half precision costs a picture must be more exact than that.
 
     Raises:
         ValueError: the model has another number of classes than the images.
@@ -201,7 +203,7 @@ def predict(model: nn.Module, images: Images, amp: bool = False) -> Tensor:
     logits = []
     height, width = images.pixels.shape[1:3]
     batch_size = max(1, AT_ONCE // (height * width))
-    with evaluating(model):
+    with evaluating(model), without_tf32():
         for pixels in images.pixels.split(batch_size):
             with torch.autocast(pixels.device.type, torch.bfloat16, enabled=amp):
                 logits.append(model(_normalized(pixels.permute(0, 3, 1, 2), model)).float())
@@ -314,11 +316,20 @@ def train_together(
                         raise
                     stop = exit
                 except Exception as error:
+                    _clear_frames(error)
                     found[index] = error
                 running.remove(each)
     if stopped and (stop or waiting):
         raise stop or SystemExit(128 + stopped[0])
     return [found[index] for index in range(len(jobs))]
+
+
+def _clear_frames(error: BaseException) -> None:
+    """Let go of what the functions held that ``error`` came through: kept for its message, it would keep that too."""
+    each: Optional[BaseException] = error
+    while each is not None:
+        traceback.clear_frames(each.__traceback__)
+        each = each.__context__
 
 
 def _advanced(steps: Generator[None, None, Result]) -> Optional[Result]:
