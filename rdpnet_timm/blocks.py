@@ -23,6 +23,7 @@ from .fused import conditions, inductor
 from .reparam import (
     Kernel,
     add_kernels,
+    float64,
     fuse_norm,
     identity_weight,
     pad_kernel,
@@ -424,7 +425,7 @@ def _branch_kernel(branch: nn.Module, main: nn.Conv2d) -> Kernel:
             f"cannot reparameterise a branch with {norm}: it keeps no running statistics, so its output in evaluation "
             "depends on the batch; use a batch norm with track_running_stats=True"
         )
-    weight = identity_weight(mean.numel(), main.groups, mean.device) if norm is branch else branch.conv.weight
+    weight = identity_weight(mean.numel(), main.groups, float64(mean).device) if norm is branch else branch.conv.weight
     return fuse_norm(weight, mean, variance, norm.eps, getattr(norm, "weight", None), getattr(norm, "bias", None))
 
 
@@ -616,6 +617,7 @@ class RDPModule(Reparameterizable):
     ``reparameterize()`` merges both blocks, folds the shuffle into the pointwise weight and moves the stride to the
     depthwise convolution, whose outputs a strided 1x1 convolution would skip. To see what these two steps gain, call
     ``depth.reparameterize()`` and ``point.reparameterize()`` alone: that is the paper's deploy form.
+    (Its weights have the names and shapes of the other one's, whose function they do not give: do not save them.)
 
     Args:
         in_channels: input channels; a multiple of ``shuffle_groups``.
@@ -709,13 +711,14 @@ class RDPModule(Reparameterizable):
     def reparameterize(self) -> None:
         """Change this module, in place, to the deploy form: depthwise 3x3, ReLU, pointwise 1x1, ReLU.
 
-        Where a part was exchanged or wrapped, the blocks are merged alone: what then stands between them may look at
-        every position and every channel.
+        Where a part was exchanged or wrapped, or the shuffle has hooks, the blocks are merged alone: what then stands
+        between them may look at every position and every channel.
         """
         for block in (self.depth, self.point):
             if isinstance(block, Reparameterizable):
                 block.reparameterize()
-        if not self.has_own_parts():
+        is_hooked = "forward" in vars(self.shuffle) or self.shuffle._forward_hooks or self.shuffle._forward_pre_hooks
+        if is_hooked or not self.has_own_parts():
             return
         depthwise, pointwise = self.depth.reparam_conv, self.point.reparam_conv
         if isinstance(self.shuffle, ChannelShuffle):

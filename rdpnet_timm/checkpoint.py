@@ -5,7 +5,7 @@ import json
 import re
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, Dict, Optional, Sequence, Union
+from typing import Any, Dict, Optional, Sequence, Tuple, Union
 
 import safetensors.torch
 import timm
@@ -20,25 +20,34 @@ from .weights.reading import Checkpoint, read_checkpoint
 
 __all__ = ["convert_checkpoint", "deploy_form_of", "load_checkpoint", "load_model", "save_model"]
 
+# entries of a timm model's configuration that say how its pictures are prepared
+PREPARATION = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".bin")
 
 
 def load_checkpoint(model: nn.Module, path: Union[str, Path], use_ema: bool = True) -> None:
     """Load a checkpoint into a model, whole or not at all; an RDPNet in its deploy form takes train-form weights.
 
+    What the file says of classes and of how pictures are prepared goes into the model's ``pretrained_cfg``.
+
     Raises:
         FileNotFoundError, ValueError: as :func:`read_checkpoint`.
         RuntimeError: the weights are not those of this model; the message names the first difference. Strides and the
             channel shuffle cannot be read off weights, so a file that names its model must name one with those of this.
     """
-    _load_whole(model, read_checkpoint(path, use_ema), str(path))
+    checkpoint = read_checkpoint(path, use_ema)
+    _load_whole(model, checkpoint, str(path))
+    if config := getattr(model, "pretrained_cfg", None):
+        overlay = checkpoint.model_args.get("pretrained_cfg_overlay", {})
+        config.update({name: value for name, value in overlay.items() if name in PREPARATION})
 
 
 def _load_whole(model: nn.Module, checkpoint: Checkpoint, source: str) -> None:
     """Load the weights of a checkpoint and the names of their classes."""
     if isinstance(model, RDPNet) and (checkpoint.arch or "").startswith("rdpnet_"):
         groups = model.shuffle_groups if any(".branches." in name for name in checkpoint.state_dict) else None
-        require_same_function(source, str(checkpoint.arch), checkpoint.model_args, model.strides, groups)
+        pool = model.global_pool.pool_type if model.num_classes and "head.weight" in checkpoint.state_dict else None
+        require_same_function(source, str(checkpoint.arch), checkpoint.model_args, model.strides, groups, pool)
     try:
         state_dict = convert_state_dict(checkpoint.state_dict, model)
     except RuntimeError as error:
@@ -78,17 +87,24 @@ def load_model(
         use_ema: take the averaged weights where the file has them.
         random_weights: create the model of a name with random weights, as for timing.
         kwargs: arguments for the model. ``num_classes`` is read off a checkpoint's weights, of an RDPNet's also the
-            form and ``in_chans``.
+            form and ``in_chans``; where 0 is asked for, the file's classifier is left out.
 
     Raises:
         FileNotFoundError: ``source`` is neither a name that timm knows nor a file.
         RuntimeError, ValueError: there are no weights for the name; ``model`` is another one; random weights are asked
-            of a file; the file cannot be read, does not fit, or does not tell what model it is of.
+            of a file; the file cannot be read, does not fit, or does not tell what model it is of; ``features_only`` is
+            asked of a file.
     """
     if not Path(source).is_file():
         return _pretrained(str(source), model, random_weights, kwargs)
     if random_weights:
         raise ValueError(f"'{source}' has weights, and random ones were asked for (--random-weights): name its model")
+    if kwargs.get("features_only"):
+        raise ValueError(
+            f"features_only=True wraps a network, whose names are then not those in '{source}': load all of it, and "
+            "wrap that, by timm.models.FeatureListNet(load_model(...), out_indices=...), or call its "
+            "forward_intermediates"
+        )
     checkpoint = read_checkpoint(source, use_ema)
     if checkpoint.arch and model and _base(checkpoint.arch) != _base(model):
         raise ValueError(
@@ -100,6 +116,10 @@ def load_model(
         raise ValueError(
             f"'{source}' does not say what model it is of; name it (--model){_candidates(checkpoint.state_dict)}"
         )
+    if kwargs.get("num_classes") == 0:
+        layers = [f"{layer}." for layer in _classifiers(name)]
+        kept = {key: value for key, value in checkpoint.state_dict.items() if not key.startswith(tuple(layers))}
+        checkpoint = checkpoint._replace(state_dict=kept)
     created = timm.create_model(name, pretrained=False, **{**_creation_args(checkpoint, name), **kwargs})
     if not isinstance(created, RDPNet):
         created = _in_form_of(created, checkpoint.state_dict)
@@ -136,13 +156,17 @@ def _pretrained(name: str, model: Optional[str], random_weights: bool, kwargs: D
 def _creation_args(checkpoint: Checkpoint, name: str) -> Dict[str, Any]:
     """What to create the model of a checkpoint with: what the file says, and what its weights show."""
     args = {**checkpoint.model_args, **_args_of(checkpoint.state_dict)}
-    config = timm.models.get_pretrained_cfg(name)
-    classifier = getattr(config, "classifier", None)
-    for layer in (classifier,) if isinstance(classifier, str) else classifier or ():
+    for layer in _classifiers(name):
         weight = checkpoint.state_dict.get(f"{layer}.weight")
         if weight is not None:
             args["num_classes"] = weight.shape[0]
     return args
+
+
+def _classifiers(name: str) -> Tuple[str, ...]:
+    """The layers of a model of timm's that give its classes."""
+    classifier = getattr(timm.models.get_pretrained_cfg(name), "classifier", None)
+    return (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
 
 
 def _in_form_of(model: nn.Module, state_dict: Dict[str, Tensor]) -> nn.Module:

@@ -64,7 +64,7 @@ def classifier(model: nn.Module, top: int = 5) -> Callable[[Union[str, Path]], P
         picture = decode(path.read_bytes(), f"'{path}'", "L" if channels == 1 else "RGB")
         with torch.no_grad():
             logits = form(preprocessing.normalize(preprocessing.pixels(picture)[None]).to(device))[0]
-        chances, classes = logits.double().softmax(0).topk(min(top, len(logits)))
+        chances, classes = logits.cpu().double().softmax(0).topk(min(top, len(logits)))
         named = [names[index] if len(names) == len(logits) else f"class {index}" for index in classes.tolist()]
         return Prediction(path, list(zip(named, chances.tolist())))
 

@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from . import weights
 from .blocks import NormLayer, RDPModule, Reparameterizable, RepVGGBlock, set_fused
+from .weights.reading import read_checkpoint
 
 __all__ = ["RDPNet", "convert_state_dict", "name_classes", "require_same_function"]
 
@@ -334,7 +335,12 @@ def name_classes(model: nn.Module, names: Optional[Sequence[str]]) -> None:
 
 
 def require_same_function(
-    source: str, arch: str, args: Mapping[str, Any], strides: Sequence[int], shuffle_groups: Optional[int]
+    source: str,
+    arch: str,
+    args: Mapping[str, Any],
+    strides: Sequence[int],
+    shuffle_groups: Optional[int],
+    global_pool: Optional[str] = None,
 ) -> None:
     """Refuse weights for a network that differs from theirs in what their shapes do not show.
 
@@ -344,9 +350,10 @@ def require_same_function(
         args: its arguments.
         strides: of the other network.
         shuffle_groups: of the other network; None for weights in the deploy form, which have their shuffle in them.
+        global_pool: in front of the other network's classifier; None where it has none, or takes another pooling.
 
     Raises:
-        RuntimeError: other strides, or another channel shuffle.
+        RuntimeError: other strides, another channel shuffle or another pooling.
     """
     expected = tuple(args.get("strides", CIFAR_STRIDES if arch.partition(".")[0].endswith("_cifar") else STRIDES))
     if tuple(strides) != expected:
@@ -362,6 +369,17 @@ def require_same_function(
             f"model has {shuffle_groups}: the shapes agree, the function does not. Create the model with "
             f"shuffle_groups={expected}"
         )
+    expected = args.get("global_pool", "avg")
+    if global_pool is not None and _pooling(global_pool) != _pooling(expected):
+        raise RuntimeError(
+            f"cannot load '{source}': its classifier is of a network with global_pool='{expected}', and this model has "
+            f"'{global_pool}': the shapes agree, the function does not. Create the model with global_pool='{expected}'"
+        )
+
+
+def _pooling(name: str) -> str:
+    """Of timm's names for one function the plain one: 'fast' asks for another way to compute it."""
+    return name.lower().removeprefix("fast") or "avg"
 
 
 def _channels(base: int, width: float) -> int:
@@ -472,8 +490,8 @@ def _create_rdpnet(variant: str, pretrained: bool = False, **kwargs: Any) -> RDP
     if pretrained and not (cfg.has_weights or cfg.state_dict):
         raise RuntimeError(
             f"there are no pretrained weights for {variant} yet. Create it with pretrained=False and train it (see "
-            f"recipes/), pass your own weights with checkpoint_path=... or pretrained_cfg_overlay=dict(file=...), or "
-            f"take a model listed by timm.list_models('rdpnet*', pretrained=True)"
+            f"recipes/), load your own weights by rdpnet_timm.load_model('FILE') (timm's checkpoint_path=... does not "
+            f"compare strides and shuffle), or take a model listed by timm.list_models('rdpnet*', pretrained=True)"
         )
     if pretrained and cfg.file and Path(cfg.file).parent == weights.FOLDER:
         weights.check(cfg.file)
@@ -490,6 +508,12 @@ def _create_rdpnet(variant: str, pretrained: bool = False, **kwargs: Any) -> RDP
             kwargs.get("strides", STRIDES),
             kwargs.get("shuffle_groups", 2),
         )
+    elif pretrained and cfg.file:
+        told = read_checkpoint(cfg.file)
+        if (told.arch or "").startswith("rdpnet_"):
+            is_train_form = any(".branches." in name for name in told.state_dict)
+            groups = kwargs.get("shuffle_groups", 2) if is_train_form else None
+            require_same_function(cfg.file, str(told.arch), told.model_args, kwargs.get("strides", STRIDES), groups)
     return build_model_with_cfg(
         RDPNet,
         variant,

@@ -84,7 +84,7 @@ def shuffle_permutation(channels: int, groups: int) -> Tensor:
 
     Source: Zhang et al., "ShuffleNet", 2018: reshape to ``(groups, channels / groups)``, transpose, flatten.
     """
-    return torch.arange(channels).reshape(groups, -1).t().reshape(-1)
+    return torch.arange(channels, device="cpu").reshape(groups, -1).t().reshape(-1)
 
 
 def permute_inputs(kernel: Kernel, permutation: Tensor) -> Kernel:

@@ -103,13 +103,81 @@ def test_the_raw_weights_beside_mmengines_averaged_ones_are_read_when_asked_for(
     hooks = pytest.importorskip("mmengine.hooks")
     raw, averaged, hook = trained(seed=1), trained(seed=2), hooks.EMAHook()
     hook.ema_model = nn.ModuleDict({"module": nn.ModuleDict({"backbone": averaged})})
-    checkpoint = {"state_dict": nn.ModuleDict({"backbone": raw}).state_dict()}
+    checkpoint = {"meta": {"mmengine_version": "0.10"}, "state_dict": nn.ModuleDict({"backbone": raw}).state_dict()}
     hook.before_save_checkpoint(None, checkpoint)
     torch.save(checkpoint, tmp_path / "epoch_1.pth")
     for use_ema, expected in ((True, averaged), (False, raw)):
         model = timm.create_model(NAME)
         rdpnet_timm.load_checkpoint(model, tmp_path / "epoch_1.pth", use_ema)
         assert torch.equal(outputs(model), outputs(expected))
+
+
+def test_averaged_weights_are_found_under_the_names_of_other_trainers(tmp_path: Path) -> None:
+    raw, averaged = trained(seed=1), trained(seed=2)
+    torchs = torch.optim.swa_utils.AveragedModel(averaged)
+    for content in (
+        {"state_dict": raw.state_dict(), "ema_state_dict": averaged.state_dict()},
+        {"model": raw.state_dict(), "model_ema": torchs.state_dict()},  # torchvision's reference script
+    ):
+        torch.save(content, tmp_path / "last.pth")
+        for use_ema, expected in ((True, averaged), (False, raw)):
+            model = timm.create_model(NAME)
+            rdpnet_timm.load_checkpoint(model, tmp_path / "last.pth", use_ema)
+            assert torch.equal(outputs(model), outputs(expected))
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        dict(input_size=32, nb_classes=7, drop_path=0.1),  # DeiT's script
+        dict(mean=0.5, std=0.25),
+        dict(gp=True, num_classes="7"),
+        dict(img_size=[32, 32], interpolation=3),
+        dict(model_kwargs="x"),
+    ],
+    ids=lambda args: next(iter(args)),
+)
+def test_options_of_another_script_than_timms_are_not_taken_for_its(args: Dict[str, Any], tmp_path: Path) -> None:
+    model = trained()
+    content = {"model": model.state_dict(), "args": argparse.Namespace(model=NAME, **args)}
+    torch.save(content, tmp_path / "last.pth")
+    loaded = load_model(tmp_path / "last.pth", NAME)
+    assert torch.equal(outputs(loaded), outputs(model))
+    own = timm.create_model(NAME).pretrained_cfg
+    assert all(loaded.pretrained_cfg[name] == own[name] for name in ("input_size", "mean", "std", "interpolation"))
+
+
+def test_another_pooling_is_refused_as_other_strides_are(tmp_path: Path) -> None:
+    path, most = tmp_path / "max.safetensors", timm.create_model(NAME, global_pool="max")
+    save_model(most, path, NAME, {"global_pool": "max"})
+    with pytest.raises(RuntimeError, match=r"global_pool='max', and this model has 'avg': the shapes agree"):
+        rdpnet_timm.load_checkpoint(timm.create_model(NAME), path)
+    for same in ("max", "fastmax"):
+        rdpnet_timm.load_checkpoint(timm.create_model(NAME, global_pool=same), path)
+    assert torch.equal(outputs(load_model(path)), outputs(most))
+    load_model(path, num_classes=0, global_pool="")  # there is no classifier to be misled
+
+
+def test_what_a_file_says_of_its_pictures_comes_with_its_weights(tmp_path: Path) -> None:
+    overlay = dict(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25), label_names=("a",))
+    save_model(trained(), tmp_path / "a.safetensors", NAME, {"pretrained_cfg_overlay": overlay})
+    model = timm.create_model(NAME)
+    rdpnet_timm.load_checkpoint(model, tmp_path / "a.safetensors")
+    assert model.pretrained_cfg["mean"] == overlay["mean"] and model.pretrained_cfg["std"] == overlay["std"]
+    assert model.pretrained_cfg.get("label_names") is None
+
+
+def test_a_backbone_is_loaded_from_a_file_without_its_classifier(tmp_path: Path) -> None:
+    model, path, x = trained(), tmp_path / "a.safetensors", torch.randn(1, 3, 32, 32)
+    save_model(model, path, NAME, {})
+    backbone = load_model(path, num_classes=0).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(backbone(x), model.eval().forward_head(model.forward_features(x), pre_logits=True))
+        with pytest.raises(ValueError, match=r"features_only=True .* timm\.models\.FeatureListNet\(load_model"):
+            load_model(path, features_only=True)
+        wrapped = timm.models.FeatureListNet(load_model(path), out_indices=(2, 3), flatten_sequential=True).eval()
+        for found, expected in zip(wrapped(x), model.forward_intermediates(x, intermediates_only=True)[2:4]):
+            torch.testing.assert_close(found, expected)
 
 
 def test_weights_in_half_precision_are_not_rounded_to_it_again_when_merged() -> None:

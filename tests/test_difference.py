@@ -2,6 +2,9 @@
 
 import copy
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import timm
@@ -9,6 +12,7 @@ import torch
 from torch import nn
 
 from rdpnet_timm import Verification, reparameterize, verify
+from rdpnet_timm.deploy.calibration import Preprocessing
 from rdpnet_timm.measure.difference import Difference, compare_outputs, randomize_norms
 
 
@@ -147,3 +151,41 @@ def test_a_difference_above_the_tolerance_or_no_number_is_not_accepted(differenc
     with pytest.raises(RuntimeError, match="not the same function"):
         Verification(difference, largest, (1, 3, 8, 8), torch.float32).require(1e-5)
     Verification(1e-6, 1.0, (1, 3, 8, 8), torch.float32).require(1e-5)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a process that can be left with its settings")
+def test_switches_of_tf32_come_back_by_whichever_name_they_were_set() -> None:
+    """In processes of their own: some settings cannot be undone, and some make the older names unreadable."""
+    code = """
+import os
+import torch
+from torch.backends import cuda, cudnn
+from rdpnet_timm.measure.difference import without_tf32
+
+older = [(cudnn, "allow_tf32"), (cuda.matmul, "allow_tf32")]
+cases = [("pass", older), ("cudnn.allow_tf32 = False", older), ("cuda.matmul.allow_tf32 = True", older)]
+if is_new := hasattr(cudnn, "conv"):
+    newer = [(each, "fp32_precision") for each in (torch.backends, cudnn.conv, cuda.matmul)]
+    cases += [(f"{each}.fp32_precision = 'tf32'", newer) for each in ("torch.backends", "cuda.matmul", "cudnn.conv")]
+    cases += [("cudnn.conv.fp32_precision = 'ieee'", newer)]
+for setting, switches in cases:
+    if os.fork() == 0:
+        exec(setting)
+        before = [getattr(*switch) for switch in switches]
+        with without_tf32():
+            exact = [cudnn.conv.fp32_precision, cuda.matmul.fp32_precision] if is_new else cudnn.allow_tf32
+            assert exact == (["ieee", "ieee"] if is_new else False), (setting, exact)
+        assert [getattr(*switch) for switch in switches] == before, setting
+        os._exit(0)
+    assert os.wait()[1] == 0, setting
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_default_device_is_none_of_its_business() -> None:
+    model = timm.create_model("rdpnet_025_cifar", num_classes=10)
+    deployed = timm.utils.reparameterize_model(model)
+    with torch.device("meta"):
+        assert verify(model, deployed).parts and verify(model, deployed, torch.ones(1, 3, 32, 32, device="cpu")).parts
+        pixels = torch.ones(1, 3, 4, 4, device="cpu")
+        assert Preprocessing.of(model).normalize(pixels).device.type == "cpu"

@@ -349,3 +349,15 @@ def test_other_ways_to_the_same_weights_and_norms_are_merged(change: Callable[[P
     x = torch.randn(2, 8, 4, 4)
     with torch.no_grad():
         assert relative_difference(deployed(x), block(x)) <= 1e-5
+
+
+def test_a_hooked_shuffle_stays_and_the_blocks_beside_it_are_merged():
+    model = randomize_norms(timm.create_model("rdpnet_025_cifar", num_classes=10)).eval()
+    model.stages[2][0].shuffle.register_forward_hook(lambda module, inputs, output: 2 * output)
+    deployed, x = rdpnet_timm.reparameterize(model), torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        expected = model(x)
+        assert (deployed(x) - expected).abs().max() < 1e-4 * expected.abs().max()
+    changed = deployed.stages[2][0]
+    assert not changed.is_deployed and changed.depth.is_deployed and changed.point.is_deployed
+    assert rdpnet_timm.verify(model, deployed).relative < 1e-5

@@ -1189,14 +1189,15 @@ def test_training_on_a_cpu_keeps_freed_memory(tmp_path, monkeypatch):
     assert calls == [True]
 
 
-@pytest.mark.parametrize("allowed", [True, False])
-def test_an_accuracy_is_of_float32_on_a_gpu_too(allowed, monkeypatch):
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="older torch has another name for it")
+@pytest.mark.parametrize("precision", ["tf32", "ieee"])
+def test_an_accuracy_is_of_float32_on_a_gpu_too(precision, monkeypatch):
     """Ten bits of mantissa, as cuDNN's convolutions have by default, would be no better than half precision's."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+    monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", precision)
     model, seen = timm.create_model("rdpnet_025_cifar", num_classes=4), []
-    model.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    model.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.conv.fp32_precision))
     evaluate(model, random_images(count=4))
-    assert seen == [False] and torch.backends.cudnn.allow_tf32 is allowed
+    assert seen == ["ieee"] and torch.backends.cudnn.conv.fp32_precision == precision
 
 
 @pytest.mark.parametrize(("right", "wrong"), [(30, 0), (21, 9), (5, 0), (5, 2), (0, 30), (0, 1), (1, 0)])

@@ -161,6 +161,18 @@ def test_a_damaged_file_is_an_error_that_names_both_sums(tmp_path, monkeypatch):
         timm.create_model("rdpnet_025_cifar", pretrained=True, pretrained_cfg_overlay=dict(file=str(path)))
 
 
+def test_a_file_of_ones_own_is_compared_with_the_model_too(tmp_path):
+    path = tmp_path / "mine.safetensors"
+    shutil.copy(weights.FOLDER / f"{DIGITS}.safetensors", path)
+    mine = dict(pretrained=True, num_classes=10, pretrained_cfg_overlay=dict(file=str(path), num_classes=10))
+    with pytest.raises(RuntimeError, match=r"mine.* the shapes agree, the function does not"):
+        timm.create_model("rdpnet_025", **mine)
+    with pytest.raises(RuntimeError, match="shuffle_groups=2, and this model has 4"):
+        timm.create_model("rdpnet_025_cifar", shuffle_groups=4, **mine)
+    found, expected = timm.create_model("rdpnet_025_cifar", **mine), timm.create_model(DIGITS, pretrained=True)
+    assert all(torch.equal(value, expected.state_dict()[name]) for name, value in found.state_dict().items())
+
+
 def test_a_model_without_weights_says_what_can_be_done():
     with pytest.raises(RuntimeError, match=r"no pretrained weights for rdpnet_150_cifar yet.*checkpoint_path"):
         timm.create_model("rdpnet_150_cifar", pretrained=True)

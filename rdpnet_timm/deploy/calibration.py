@@ -110,7 +110,7 @@ class Preprocessing(NamedTuple):
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Pixels ``(N, C, H, W)`` of 0 to 1 as the network was trained on them."""
-        mean, std = (torch.tensor(values).reshape(1, -1, 1, 1) for values in (self.mean, self.std))
+        mean, std = (torch.tensor(each, device=pixels.device).reshape(1, -1, 1, 1) for each in (self.mean, self.std))
         return (pixels - mean) / std
 
 

@@ -106,7 +106,8 @@ def _extremes(pairs: Iterable[Tuple[Tensor, Tensor]]) -> Tuple[float, float]:
     Computed in float64. Whatever is NaN, or infinite in both, makes the difference NaN: torch's ``max`` keeps NaN,
     where Python's drops it.
     """
-    differences, values = [torch.zeros((), dtype=torch.float64)], [torch.zeros((), dtype=torch.float64)]
+    zero = torch.zeros((), dtype=torch.float64, device="cpu")  # whatever the default device is
+    differences, values = [zero], [zero]
     for expected, actual in pairs:
         if expected.numel():
             a, b = expected.detach().cpu().double(), actual.detach().cpu().double()
@@ -138,15 +139,19 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
 @contextmanager
 def without_tf32() -> Iterator[None]:
     """On a GPU too, all of float32's mantissa; cuDNN's convolutions round to ten bits of it by default."""
-    switches = (torch.backends.cudnn, torch.backends.cuda.matmul)
-    before = [switch.allow_tf32 for switch in switches]
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    # from torch 2.9 on; where somebody has set it, reading the older name is an error
+    is_new = hasattr(matmul, "fp32_precision")
+    switches = (cudnn.conv if is_new else cudnn, matmul)
+    name, exact = ("fp32_precision", "ieee") if is_new else ("allow_tf32", False)
+    before = [getattr(switch, name) for switch in switches]
     try:
         for switch in switches:
-            switch.allow_tf32 = False
+            setattr(switch, name, exact)
         yield
     finally:
         for switch, value in zip(switches, before):
-            switch.allow_tf32 = value
+            setattr(switch, name, value)
 
 
 def compare_outputs(model: nn.Module, deployed: nn.Module, x: Optional[Tensor] = None) -> Verification:
@@ -185,7 +190,7 @@ def compare_outputs(model: nn.Module, deployed: nn.Module, x: Optional[Tensor] =
 def _images(model: nn.Module) -> Tensor:
     channels, height, width = (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))
     shape = (2, getattr(model, "in_chans", channels), height, width)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0), device="cpu")
 
 
 def verify(model: nn.Module, deployed: nn.Module, x: Optional[Tensor] = None) -> Verification:
@@ -294,7 +299,7 @@ def _compare_part(unit: nn.Module, twin: nn.Module, arguments: Any, batch: int) 
             if not isinstance(value, _Shape):
                 return value.detach().cpu() if isinstance(value, Tensor) else value
             shape = (1, *value.shape[1:]) if value.shape[:1] == (batch,) else value.shape
-            return scale * torch.randn(shape, generator=generator, dtype=torch.float64)
+            return scale * torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
 
         for scale in _SCALES:
             args, kwargs = tree_map(lambda value, scale=scale: random(value, scale), arguments)

@@ -104,13 +104,18 @@ def state_dict_of(content: Any, use_ema: bool = True) -> Dict[str, Tensor]:
         ValueError: there are none.
     """
     if isinstance(content, dict):
-        # mmengine's hook stores the averaged weights as the model's, and the model's under this name
-        first = ("state_dict_ema", "model_ema", "ema") if use_ema else ("ema_state_dict",)
+        # mmengine's hook stores the averaged weights as the model's, and the model's under the averaged ones' name
+        meta = content.get("meta")
+        is_swapped = isinstance(meta, dict) and "mmengine_version" in meta
+        averaged = ("state_dict_ema", "model_ema", "ema", *(() if is_swapped else ("ema_state_dict",)))
+        first = averaged if use_ema else ("ema_state_dict",) if is_swapped else ()
         keys = (*first, "state_dict", "model")
         content = next((content[key] for key in keys if isinstance(content.get(key), dict)), content)
     if not isinstance(content, dict) or not any(isinstance(value, Tensor) for value in content.values()):
         raise ValueError("expected a state dict, a mapping of names to tensors; there is none")
     weights = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    if all(name.startswith("module.") for name in weights if name != "n_averaged"):
+        weights.pop("n_averaged", None)  # in which torch's AveragedModel counts
     for _ in ("module.", "_orig_mod."):  # of several prefixes timm 1.0.27 removes one a call
         weights = clean_state_dict(weights)
     return weights
@@ -224,8 +229,9 @@ def _classes(meta: Dict[str, Any]) -> Optional[List[str]]:
     return list(names) or None
 
 
-# what a model is created with, and the option of timm's train.py that says it
-_SCRIPT_ARGUMENTS = {"num_classes": "num_classes", "in_chans": "in_chans", "global_pool": "gp"}
+# What a model is created with, and the option of timm's train.py that says it, with its kind: other scripts have
+# options of the same names that mean something else.
+_SCRIPT_ARGUMENTS = {"num_classes": ("num_classes", int), "in_chans": ("in_chans", int), "global_pool": ("gp", str)}
 
 
 def _model_args(meta: Dict[str, Any]) -> Dict[str, Any]:
@@ -240,12 +246,12 @@ def _model_args(meta: Dict[str, Any]) -> Dict[str, Any]:
             f"{told!r}; save it again with one, such as {{}}"
         )
     args = dict(args)
-    script = meta.get("args")  # of timm's train.py
+    script = meta.get("args")  # of timm's train.py, or one like it
     if isinstance(script, argparse.Namespace):
-        told = {argument: getattr(script, option, None) for argument, option in _SCRIPT_ARGUMENTS.items()}
-        told = {argument: value for argument, value in told.items() if value is not None}
-        pictures = {"pretrained_cfg_overlay": _pictures_of(vars(script))}
-        args = {**told, **pictures, **(getattr(script, "model_kwargs", None) or {}), **args}
+        values = {argument: getattr(script, option, None) for argument, (option, _) in _SCRIPT_ARGUMENTS.items()}
+        told = {argument: value for argument, value in values.items() if type(value) is _SCRIPT_ARGUMENTS[argument][1]}
+        pictures, more = {"pretrained_cfg_overlay": _pictures_of(vars(script))}, getattr(script, "model_kwargs", None)
+        args = {**told, **pictures, **(more if isinstance(more, dict) else {}), **args}
     args.pop("pretrained", None)  # where the training began; these weights are what came of it
     overlay = args.pop("pretrained_cfg_overlay", None)
     if overlay:  # JSON knows no tuples, which timm takes
@@ -255,12 +261,16 @@ def _model_args(meta: Dict[str, Any]) -> Dict[str, Any]:
 
 
 def _pictures_of(options: Dict[str, Any]) -> Dict[str, Any]:
-    """What timm's train.py was told of the pictures, by the names in ``pretrained_cfg``."""
-    names = ("input_size", "mean", "std", "interpolation", "crop_pct")
-    told = {name: options[name] for name in names if options.get(name)}
-    channels, size = options.get("in_chans") or 3, options.get("img_size")
-    if size:
-        told.setdefault("input_size", [channels, size, size])
+    """What timm's train.py, or a script like it, was told of the pictures, by the names in ``pretrained_cfg``."""
+    kinds: Dict[str, Any] = dict(
+        input_size=(list, tuple), mean=(list, tuple), std=(list, tuple), interpolation=str, crop_pct=(int, float)
+    )
+    told = {name: options[name] for name, kind in kinds.items() if options.get(name)}
+    told = {name: value for name, value in told.items() if isinstance(value, kinds[name])}
+    channels = options.get("in_chans") or 3
+    for name in ("img_size", "input_size"):  # the latter is one number in the scripts of DeiT and its kin
+        if type(size := options.get(name)) is int and size:
+            told.setdefault("input_size", [channels, size, size])
     for name in ("mean", "std"):
         if len(told.get(name, ())) == 1:  # one number is for all channels there
             told[name] = list(told[name]) * channels
