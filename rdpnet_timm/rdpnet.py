@@ -508,7 +508,7 @@ def _create_rdpnet(variant: str, pretrained: bool = False, **kwargs: Any) -> RDP
             kwargs.get("strides", STRIDES),
             kwargs.get("shuffle_groups", 2),
         )
-    elif pretrained and cfg.file:
+    elif pretrained and cfg.file and Path(cfg.file).is_file():  # what timm calls local-dir: is a folder
         told = read_checkpoint(cfg.file)
         if (told.arch or "").startswith("rdpnet_"):
             is_train_form = any(".branches." in name for name in told.state_dict)
