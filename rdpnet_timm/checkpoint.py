@@ -32,8 +32,9 @@ def load_checkpoint(model: nn.Module, path: Union[str, Path], use_ema: bool = Tr
 
     Raises:
         FileNotFoundError, ValueError: as :func:`read_checkpoint`.
-        RuntimeError: the weights are not those of this model; the message names the first difference. Strides and the
-            channel shuffle cannot be read off weights, so a file that names its model must name one with those of this.
+        RuntimeError: the weights are not those of this model; the message names the first difference. Strides,
+            channel shuffle and pooling cannot be read off weights, so a file that names its model must name one with
+            those of this.
     """
     checkpoint = read_checkpoint(path, use_ema)
     _load_whole(model, checkpoint, str(path))
@@ -44,10 +45,9 @@ def load_checkpoint(model: nn.Module, path: Union[str, Path], use_ema: bool = Tr
 
 def _load_whole(model: nn.Module, checkpoint: Checkpoint, source: str) -> None:
     """Load the weights of a checkpoint and the names of their classes."""
-    if isinstance(model, RDPNet) and (checkpoint.arch or "").startswith("rdpnet_"):
-        groups = model.shuffle_groups if any(".branches." in name for name in checkpoint.state_dict) else None
-        pool = model.global_pool.pool_type if model.num_classes and "head.weight" in checkpoint.state_dict else None
-        require_same_function(source, str(checkpoint.arch), checkpoint.model_args, model.strides, groups, pool)
+    if isinstance(model, RDPNet):
+        pool = model.global_pool.pool_type if model.num_classes else None
+        require_same_function(source, checkpoint, model.strides, model.shuffle_groups, pool)
     try:
         state_dict = convert_state_dict(checkpoint.state_dict, model)
     except RuntimeError as error:

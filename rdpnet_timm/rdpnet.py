@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from . import weights
 from .blocks import NormLayer, RDPModule, Reparameterizable, RepVGGBlock, set_fused
-from .weights.reading import read_checkpoint
+from .weights.reading import Checkpoint, read_checkpoint
 
 __all__ = ["RDPNet", "convert_state_dict", "name_classes", "require_same_function"]
 
@@ -335,26 +335,23 @@ def name_classes(model: nn.Module, names: Optional[Sequence[str]]) -> None:
 
 
 def require_same_function(
-    source: str,
-    arch: str,
-    args: Mapping[str, Any],
-    strides: Sequence[int],
-    shuffle_groups: Optional[int],
-    global_pool: Optional[str] = None,
+    source: str, checkpoint: Checkpoint, strides: Sequence[int], shuffle_groups: int, global_pool: Optional[str] = None
 ) -> None:
-    """Refuse weights for a network that differs from theirs in what their shapes do not show.
+    """Refuse weights for an RDPNet that differs from theirs in what their shapes do not show.
 
     Args:
         source: of the weights, for the message.
-        arch: the timm name of their network.
-        args: its arguments.
+        checkpoint: the weights; those that do not say what network they are of are not compared.
         strides: of the other network.
-        shuffle_groups: of the other network; None for weights in the deploy form, which have their shuffle in them.
+        shuffle_groups: of the other network; weights in the deploy form have their shuffle in them.
         global_pool: in front of the other network's classifier; None where it has none, or takes another pooling.
 
     Raises:
         RuntimeError: other strides, another channel shuffle or another pooling.
     """
+    arch, args = checkpoint.arch or "", checkpoint.model_args
+    if not arch.startswith("rdpnet_"):
+        return
     expected = tuple(args.get("strides", CIFAR_STRIDES if arch.partition(".")[0].endswith("_cifar") else STRIDES))
     if tuple(strides) != expected:
         raise RuntimeError(
@@ -363,14 +360,19 @@ def require_same_function(
             f"weights, as timm.create_model('{arch}') does where nothing else is said"
         )
     expected = args.get("shuffle_groups", 2)
-    if shuffle_groups is not None and max(shuffle_groups, 1) != max(expected, 1):
+    is_train_form = any(".branches." in name for name in checkpoint.state_dict)
+    if is_train_form and max(shuffle_groups, 1) != max(expected, 1):
         raise RuntimeError(
             f"cannot load '{source}': its weights are those of a network with shuffle_groups={expected}, and this "
             f"model has {shuffle_groups}: the shapes agree, the function does not. Create the model with "
             f"shuffle_groups={expected}"
         )
     expected = args.get("global_pool", "avg")
-    if global_pool is not None and _pooling(global_pool) != _pooling(expected):
+    if (
+        global_pool is not None
+        and "head.weight" in checkpoint.state_dict
+        and _pooling(global_pool) != _pooling(expected)
+    ):
         raise RuntimeError(
             f"cannot load '{source}': its classifier is of a network with global_pool='{expected}', and this model has "
             f"'{global_pool}': the shapes agree, the function does not. Create the model with global_pool='{expected}'"
@@ -501,19 +503,9 @@ def _create_rdpnet(variant: str, pretrained: bool = False, **kwargs: Any) -> RDP
                 f"the weights of {card['model']} that come with the package are of the network with branches: create "
                 "it without single_branch=True, or with random weights (pretrained=False)"
             )
-        require_same_function(
-            cfg.file,
-            card["model"],
-            card["model_args"],
-            kwargs.get("strides", STRIDES),
-            kwargs.get("shuffle_groups", 2),
-        )
-    elif pretrained and cfg.file and Path(cfg.file).is_file():  # what timm calls local-dir: is a folder
+    if pretrained and cfg.file and Path(cfg.file).is_file():  # what timm calls local-dir: is a folder
         told = read_checkpoint(cfg.file)
-        if (told.arch or "").startswith("rdpnet_"):
-            is_train_form = any(".branches." in name for name in told.state_dict)
-            groups = kwargs.get("shuffle_groups", 2) if is_train_form else None
-            require_same_function(cfg.file, str(told.arch), told.model_args, kwargs.get("strides", STRIDES), groups)
+        require_same_function(cfg.file, told, kwargs.get("strides", STRIDES), kwargs.get("shuffle_groups", 2))
     return build_model_with_cfg(
         RDPNet,
         variant,

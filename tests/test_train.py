@@ -1051,6 +1051,19 @@ def test_a_run_begins_with_weights_whose_classifier_may_have_other_classes(tmp_p
         Run(MODEL, RECIPES["demo"], model_args=(("shuffle_groups", 0),), weights=f"{MODEL}.c10").create_model("abcd")
 
 
+def test_pictures_are_prepared_as_the_run_says_or_else_as_for_the_weights_it_begins_with(tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_model(timm.create_model(MODEL), path, MODEL, {"pretrained_cfg_overlay": dict(mean=(0.5,) * 3, std=(0.2,) * 3)})
+    own = (("pretrained_cfg_overlay", dict(mean=(0.1,) * 3)),)
+    images = random_images(size=32)
+    for arguments, mean in (((), (0.5,) * 3), (own, (0.1,) * 3)):
+        run = Run(MODEL, RECIPES["demo"], model_args=arguments, weights=str(path))
+        begun = run.create_model(images.classes)
+        told = run.creation_args(begun, images)["pretrained_cfg_overlay"]
+        for said in (begun.pretrained_cfg, told):  # the network, and the file that will be written
+            assert said["mean"] == mean and said["std"] == (0.2,) * 3
+
+
 def test_a_run_that_began_with_weights_says_so_and_is_another_run(tmp_path, capsys):
     arguments = ["train", "digits", "--recipe", "demo", "--epochs", "0.05", "-o", str(tmp_path)]
     assert main([*arguments, "--weights", f"{MODEL}.c10"]) == 0

@@ -113,6 +113,7 @@ class Run:
             theirs = load_model(self.weights, self.model)
             model = timm.create_model(self.model, num_classes=theirs.num_classes, **arguments)
             load_checkpoint(model, self.weights)
+            model.pretrained_cfg.update(arguments.get("pretrained_cfg_overlay", {}))  # which counts before the file's
             names = theirs.pretrained_cfg.get("label_names")
         elif self.weights.partition(".")[0] == self.model.partition(".")[0]:
             model = load_model(self.weights, **arguments)

@@ -267,7 +267,7 @@ def _pictures_of(options: Dict[str, Any]) -> Dict[str, Any]:
     )
     told = {name: options[name] for name, kind in kinds.items() if options.get(name)}
     told = {name: value for name, value in told.items() if isinstance(value, kinds[name])}
-    channels = options.get("in_chans") or 3
+    channels = options["in_chans"] if type(options.get("in_chans")) is int else 3
     for name in ("img_size", "input_size"):  # the latter is one number in the scripts of DeiT and its kin
         if type(size := options.get(name)) is int and size:
             told.setdefault("input_size", [channels, size, size])
