@@ -17,6 +17,12 @@ RDPNET = '#!/bin/sh\necho "$@" >>calls\n'
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="a script for Linux, whose flock and realpath it needs")
 
 
+def hear_all():
+    """What a background job ignores, or one of nohup's, no script below it can hear of."""
+    for number in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.fixture
 def begin(tmp_path):
     """A function that starts the script in a clone whose `python` and `rdpnet` are these scripts."""
@@ -35,7 +41,7 @@ def begin(tmp_path):
             cwd=tmp_path,
             env={**os.environ, **variables},
             start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a background job ignores
+            preexec_fn=hear_all,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
