@@ -12,7 +12,7 @@ from .signals import handled
 if TYPE_CHECKING:
     from torch import nn
 
-    from .train.trainer import Run
+    from .train.run import Run
 
 __all__ = ["main"]
 
@@ -261,7 +261,7 @@ def _run_of(args: argparse.Namespace) -> "Run":
     from dataclasses import replace
 
     from .train.recipe import recipe_named
-    from .train.trainer import Run
+    from .train.run import Run
 
     recipe = recipe_named(args.recipe).with_settings(args.set)
     if args.epochs is not None:
@@ -296,7 +296,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     from .convert import reparameterize
     from .deploy.calibration import Preprocessing
     from .train.data import read_test, require_classes
-    from .train.trainer import evaluate
+    from .train.evaluation import evaluate
 
     model = _model_with_weights(args)
     test = read_test(args.data, Preprocessing.of(model)).to(_device(args))

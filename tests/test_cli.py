@@ -230,7 +230,7 @@ def test_output_that_goes_nowhere_ends_a_command_in_order(output: str, buffering
 
 
 def test_training_into_a_folder_that_cannot_be_written_ends_at_once(monkeypatch: Any, capsys: Any) -> None:
-    monkeypatch.setattr("rdpnet_timm.train.trainer.Run.create_model", lambda *args: pytest.fail("a model was made"))
+    monkeypatch.setattr("rdpnet_timm.train.run.Run.create_model", lambda *args: pytest.fail("a model was made"))
     assert main(["train", "digits", "--recipe", "digits", "-o", "/proc/self"]) == 1
     assert "cannot write to '/proc/self' (" in capsys.readouterr().err
 

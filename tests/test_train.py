@@ -784,7 +784,7 @@ def test_an_output_that_cannot_be_written_is_an_error(tmp_path, capsys):
 def test_evaluation_counts_as_an_independent_loop_does(monkeypatch):
     torch.manual_seed(0)
     model, images = timm.create_model(MODEL, num_classes=4), random_images(count=30)
-    monkeypatch.setattr("rdpnet_timm.train.trainer.AT_ONCE", images.pixels[:7, ..., 0].numel())
+    monkeypatch.setattr("rdpnet_timm.train.evaluation.AT_ONCE", images.pixels[:7, ..., 0].numel())
     batches = []
     model.register_forward_pre_hook(lambda module, args: batches.append(len(args[0])))
     found = evaluate(model, images)

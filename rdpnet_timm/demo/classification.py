@@ -15,9 +15,9 @@ from ..measure.size import count
 from ..measure.timing import Measurement, measure
 from ..train import RECIPES, Images, Recipe, Result, Run, read_data, train
 from ..train.data import normalized
+from ..train.evaluation import predict
 from ..train.plots import plot_history, plot_predictions
 from ..train.progress import progress_bar
-from ..train.trainer import predict
 from .narration import Narrator
 
 __all__ = ["Comparison", "compare", "run"]

@@ -9,7 +9,7 @@ from torch import nn
 from ..extras import require
 from ..files import atomic_path
 from .data import Images
-from .trainer import predict
+from .evaluation import predict
 
 __all__ = ["plot_history", "plot_predictions"]
 

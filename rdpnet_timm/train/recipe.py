@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, fields, replace
-from typing import Callable, Dict, Iterable, Optional
+from typing import Callable, Dict, Iterable, Optional, Tuple
 
 __all__ = ["RECIPES", "Recipe", "recipe_named"]
 
@@ -79,6 +79,10 @@ class Recipe:
             0.5 * (1 + math.cos(math.pi * done)) if self.cooldown is None else min(1.0, (1 - done) / self.cooldown)
         )
         return min(rate, self.learning_rate * epoch / self.warmup_epochs) if epoch < self.warmup_epochs else rate
+
+    def at_step(self, step: int, epoch_steps: int) -> Tuple[float, bool]:
+        """What the length of a recipe decides for one step: the learning rate, and whether images are shrunk."""
+        return self.learning_rate_at((step + 0.5) / epoch_steps), step < self.small_epochs * epoch_steps
 
     def with_settings(self, settings: Iterable[str]) -> "Recipe":
         """The recipe with changes written as ``name=value``.

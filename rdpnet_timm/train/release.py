@@ -15,8 +15,10 @@ from ..convert import reparameterize
 from ..files import atomic_path, sha256
 from ..measure.machine import describe
 from .data import Images
+from .evaluation import Evaluation, evaluate
 from .plots import plot_history
-from .trainer import Evaluation, Result, Run, evaluate
+from .run import Run
+from .trainer import Result
 
 __all__ = ["finish", "release"]
 

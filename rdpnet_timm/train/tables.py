@@ -14,7 +14,8 @@ from .data import Images
 from .progress import epoch_line, say, say_aside
 from .recipe import Recipe
 from .release import finish
-from .trainer import Job, Run, train_together
+from .run import Run
+from .trainer import Job, train_together
 
 __all__ = ["TABLES", "Network", "accuracy_column", "format_table", "networks", "run_table"]
 
