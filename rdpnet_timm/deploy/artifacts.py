@@ -6,7 +6,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Callable, Container, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Container, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -25,7 +25,10 @@ from .formats import FORMATS, Format, Runner, available_threads, known_format, r
 from .normalize import fold_normalization
 from .quantize import QUANTIZERS, weight_steps
 
-__all__ = ["HEADINGS", "Artifact", "Exported", "Tuned", "columns", "export", "spelled", "table", "tune", "version_of"]
+__all__ = [
+    "HEADINGS", "Artifact", "Exported", "Tuned", "columns", "export", "file_names", "spelled", "table", "tune",
+    "version_of",
+]  # fmt: skip
 
 
 @dataclass(kw_only=True)
@@ -171,15 +174,7 @@ def export(
         RuntimeError: an artefact differs from the model by more than is tolerated.
     """
     model, formats = unwrap_model(model), [formats] if isinstance(formats, str) else formats
-    chosen = {format_name: known_format(format_name) for format_name in formats}
-    if not chosen:
-        raise ValueError(f"no format was asked for; choose from {', '.join(FORMATS)}")
-    if int8 and not set(chosen) & set(QUANTIZERS):
-        raise ValueError(f"INT8 is for the formats {', '.join(QUANTIZERS)}, got {', '.join(chosen)}")
-    single = [format_name for format_name, kind in chosen.items() if not kind.batches]
-    if dynamic_batch and single:
-        raise ValueError(f"{' and '.join(single)} take one image at a time: leave out the dynamic batch, or the format")
-    require_formats(chosen, QUANTIZERS if int8 else ())
+    chosen = _chosen(formats, int8, dynamic_batch)
     if pixel_range not in (None, 1, 255):
         raise ValueError(f"pixels are of 0 to 1 or of 0 to 255, got {pixel_range}")
     if class_names is not None and len(class_names) != getattr(model, "num_classes", len(class_names)):
@@ -188,11 +183,8 @@ def export(
     deployed = reparameterize(exact, inplace=True).float().eval().requires_grad_(False)
     preprocessing = Preprocessing.of(model, input_size)
     name = name or _name(model)
-    if Path(name).name != name or name == "..":
-        raise ValueError(f"a name of files must have no folder in it, got '{name}': say the folder as output (-o)")
+    targets = file_names(name, chosen.values(), int8)
     weights = _weights_sha256(deployed)
-    ends = ("", "-int8")[: 1 + int8]
-    targets = {f"{name}{end}{suffix}" for kind in chosen.values() for end in ends for suffix in kind.suffixes}
     stale = _stale(Path(output), name, weights, targets)
     present = {path.name for path in stale if path.suffix != ".json"}
     present |= {target for target in targets if (Path(output) / target).exists()}
@@ -276,6 +268,32 @@ def export(
     for artifact in artifacts:
         artifact.moved(Path(output))
     return artifacts
+
+
+def _chosen(formats: Sequence[str], int8: bool, dynamic_batch: bool) -> Dict[str, Format]:
+    """What was asked for, where it can be had; what is raised is told by :func:`export`."""
+    chosen = {format_name: known_format(format_name) for format_name in formats}
+    if not chosen:
+        raise ValueError(f"no format was asked for; choose from {', '.join(FORMATS)}")
+    if int8 and not set(chosen) & set(QUANTIZERS):
+        raise ValueError(f"INT8 is for the formats {', '.join(QUANTIZERS)}, got {', '.join(chosen)}")
+    single = [format_name for format_name, kind in chosen.items() if not kind.batches]
+    if dynamic_batch and single:
+        raise ValueError(f"{' and '.join(single)} take one image at a time: leave out the dynamic batch, or the format")
+    require_formats(chosen, QUANTIZERS if int8 else ())
+    return chosen
+
+
+def file_names(name: str, formats: Iterable[Format], int8: bool) -> List[str]:
+    """Of all files but the JSONs that a network called ``name`` is exported to.
+
+    Raises:
+        ValueError: there is a folder in the name.
+    """
+    if Path(name).name != name or name == "..":
+        raise ValueError(f"a name of files must have no folder in it, got '{name}': say the folder as output (-o)")
+    ends = ("", "-int8")[: 1 + int8]
+    return [f"{name}{end}{suffix}" for kind in formats for end in ends for suffix in kind.suffixes]
 
 
 def table(artifacts: Sequence[Artifact]) -> str:

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from ..convert import reparameterize
-from ..deploy.artifacts import HEADINGS, Exported, columns
+from ..deploy.artifacts import HEADINGS, Exported, columns, file_names
 from ..deploy.bias import correct_bias
 from ..deploy.equalization import NotStraight, equalize
 from ..deploy.formats import FORMATS, known_format, onnx_to_openvino, require_formats, trace_to_onnx
@@ -119,12 +119,7 @@ def export_openmmlab(
             f"given have another, the first {wrong[0]}: leave out --size, or give such pictures"
         )
     name = name or Path(config).stem
-    if Path(name).name != name or name == "..":
-        raise ValueError(f"a name of files must have no folder in it, got '{name}': say the folder as output (-o)")
-    ends = ("", "-int8")[: 1 + int8]
-    kinds = chosen.values()
-    targets = [Path(output) / f"{name}{end}{suffix}" for kind in kinds for end in ends for suffix in kind.suffixes]
-    present = [target.name for target in targets if target.exists()]
+    present = [target for target in file_names(name, chosen.values(), int8) if (Path(output) / target).exists()]
     if present and not overwrite:
         raise FileExistsError(
             f"there is {' and '.join(present)} in '{output}': choose another folder or name, or --overwrite"
