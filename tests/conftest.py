@@ -1,7 +1,7 @@
 """What all tests share: one thread a worker, a seed, the settings of hypothesis, the order."""
 
 import os
-from typing import List
+from typing import Iterator, List
 
 import pytest
 import torch
@@ -15,6 +15,14 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def same_threads() -> Iterator[None]:
+    """What a test sets, or a command that it calls, is not for the next one."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 def pytest_collection_modifyitems(items: List[pytest.Item]) -> None:

@@ -4,20 +4,11 @@ from dataclasses import replace
 
 import pytest
 import timm
-import torch
 
 from rdpnet_timm.cli import main
 from rdpnet_timm.demo import classification
 from rdpnet_timm.train import RECIPES, read_data
 from rdpnet_timm.weights.reading import read_checkpoint
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.slow
