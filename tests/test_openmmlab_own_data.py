@@ -20,7 +20,8 @@ from mmengine.runner import Runner
 from PIL import Image
 
 from rdpnet_timm.demo.sample_voc import VOC_CLASSES, make_sample_voc
-from rdpnet_timm.openmmlab.data_check import check_data, class_counts, named_classes
+from rdpnet_timm.openmmlab.config_reading import class_counts, named_classes
+from rdpnet_timm.openmmlab.data_check import check_data
 from rdpnet_timm.openmmlab.export import _class_names
 from rdpnet_timm.openmmlab.own_data import detection, segmentation
 from rdpnet_timm.openmmlab.runner import DataCheckingRunner, _require_data, _take_own_classes

@@ -1,36 +1,24 @@
 """Lists, annotations, masks and pictures of a config's data, looked through before the first iteration."""
 
-import importlib
 import json
 import os.path
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple, TypeVar
+from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Set, Tuple, TypeVar
 from xml.etree import ElementTree
 
 import numpy as np
-from mmengine.config import Config, ConfigDict
-from mmengine.fileio import list_from_file
 
-__all__ = [
-    "Findings",
-    "check_data",
-    "class_counts",
-    "kind_of",
-    "known_classes",
-    "leaf_datasets",
-    "missing_data",
-    "named_classes",
-]
+from .config_reading import MASK_KINDS, XML_KINDS, kind_of, known_classes, leaf_datasets, type_classes
+
+__all__ = ["Findings", "check_data"]
 
 T = TypeVar("T")
 Size = Tuple[int, int]  # width and height
 
 SHOWN = 5  # of files of one kind, in a message
 MASKS = 200  # looked through at most: their pixels have to be decoded
-XML_KINDS = ("VOCDataset", "XMLDataset")
-MASK_KINDS = ("PascalVOCDataset", "BaseSegDataset")
 ORIENTATION = 0x0112  # the tag in a picture's EXIF
 
 
@@ -39,48 +27,6 @@ class Findings(NamedTuple):
 
     errors: List[str]
     warnings: List[str]
-
-
-def missing_data(dataset: Any) -> List[str]:
-    """Absolute paths that a dataset's config names and that do not exist; datasets in datasets included."""
-    missing: List[str] = []
-    for part in leaf_datasets(dataset):
-        root = part.get("data_root") or ""
-        names = [part.get("ann_file", ""), *(part.get("data_prefix") or {}).values()]
-        paths = [os.path.join(root, name) for name in names if isinstance(name, str) and name] or [root]
-        missing += [os.path.abspath(path) for path in paths if path and "://" not in path and not os.path.exists(path)]
-    return list(dict.fromkeys(missing))
-
-
-def leaf_datasets(dataset: Any) -> Iterator[Dict[str, Any]]:
-    """The datasets of a config that are not made of others."""
-    if not isinstance(dataset, (dict, Config, ConfigDict)):
-        return
-    inner = [dataset["dataset"]] if "dataset" in dataset else dataset.get("datasets")
-    if inner is None:
-        yield dataset
-    for part in inner or []:
-        yield from leaf_datasets(part)
-
-
-def named_classes(dataset: Dict[str, Any]) -> Optional[Tuple[str, ...]]:
-    """The classes that a dataset's ``metainfo`` names; a string is the name of a file of them, as mmengine reads it.
-
-    Raises:
-        ValueError: there is no such file, or the classes are a set.
-    """
-    named = (dataset.get("metainfo") or {}).get("classes")
-    if isinstance(named, (set, frozenset)):  # the training and the test would number them each in its own way
-        raise ValueError(f"metainfo.classes is {named}, and a set has another order in each run: give a tuple of names")
-    if not isinstance(named, str):
-        return None if named is None else tuple(named)
-    try:
-        return tuple(list_from_file(named))
-    except FileNotFoundError:
-        raise ValueError(
-            f"metainfo.classes is the string '{named}', and there is no file of this name: give a file with a class a "
-            f"line, or a tuple of names; one class is ('{named}',)"
-        ) from None
 
 
 def check_data(dataset: Any, ignored_labels: Iterable[int] = (), is_training: bool = True) -> Findings:
@@ -110,49 +56,6 @@ def check_data(dataset: Any, ignored_labels: Iterable[int] = (), is_training: bo
         elif kind in MASK_KINDS:
             _check_masks(part, {255, *ignored_labels}, is_training, findings)
     return findings
-
-
-def class_counts(model: Any, heads: Sequence[str] = ("bbox_head", "decode_head", "auxiliary_head")) -> Dict[str, int]:
-    """The ``num_classes`` of the heads in a model's config, by where they stand; without mmseg's for borders."""
-    found: Dict[str, int] = {}
-
-    def walk(part: Any, path: str) -> None:
-        if isinstance(part, (list, tuple)):
-            for index, item in enumerate(part):
-                walk(item, f"{path}[{index}]")
-        elif isinstance(part, dict):
-            if (
-                path.split(".")[-1].split("[")[0] in heads
-                and kind_of(part) != "STDCHead"
-                and isinstance(part.get("num_classes"), int)
-            ):
-                found[path] = part["num_classes"]
-            for name, item in part.items():
-                walk(item, f"{path}.{name}")
-
-    walk(model, "model")
-    return found
-
-
-def kind_of(part: Dict[str, Any]) -> str:
-    """The name of a config's ``type`` without its scope; in mmengine's new style that is a class or a function."""
-    kind = part.get("type", "")
-    return str(getattr(kind, "__name__", kind)).rsplit(".", 1)[-1]
-
-
-def known_classes(part: Dict[str, Any]) -> Optional[Sequence[str]]:
-    """The classes that a dataset's ``metainfo`` names, else those that its type has; None where they are not known."""
-    named = named_classes(part)
-    return (_type_classes(part) or None) if named is None else named
-
-
-def _type_classes(part: Dict[str, Any]) -> Sequence[str]:
-    """The classes that a type of dataset has by itself, of the types that are looked through here."""
-    kind = kind_of(part)
-    if kind not in (*XML_KINDS, "CocoDataset", *MASK_KINDS):
-        return ()
-    package = "mmseg" if kind in MASK_KINDS else "mmdet"
-    return getattr(importlib.import_module(f"{package}.datasets"), kind).METAINFO.get("classes", ())
 
 
 def _names(path: str, findings: Findings) -> List[str]:
@@ -481,8 +384,8 @@ def _check_masks(part: Dict[str, Any], ignored: Set[int], is_training: bool, fin
     if classes is None or not masks:
         return
     known: Sequence[str] = classes
-    if set(classes) <= set(_type_classes(part)):
-        known = _type_classes(part)  # a part of VOC's classes is picked out of masks that have them all
+    if set(classes) <= set(type_classes(part)):
+        known = type_classes(part)  # a part of VOC's classes is picked out of masks that have them all
     least = int(bool(part.get("reduce_zero_label")))
     spread = np.unique(np.linspace(0, len(masks) - 1, min(MASKS, len(masks))).astype(int))
     chosen = [masks[index] for index in spread if not mask_headers[index].problem]

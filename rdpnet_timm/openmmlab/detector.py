@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import nms, roi_align
 
-from .data_check import kind_of
+from .config_reading import kind_of
 from .picture import Picture, Resize, Unsupported
 
 __all__ = ["Detector"]

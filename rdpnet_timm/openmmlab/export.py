@@ -29,7 +29,7 @@ from ..measure.difference import evaluating
 from ..measure.machine import has_vnni
 from ..weights.reading import read_state_dict
 from .agreement import Agreement, agreement, openmmlab_answers
-from .data_check import named_classes
+from .config_reading import named_classes
 from .detector import Detector
 from .picture import picture_transforms, test_dataset
 from .segmentor import Segmentor

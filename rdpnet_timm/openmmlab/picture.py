@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .data_check import kind_of
+from .config_reading import kind_of
 
 __all__ = ["Picture", "Resize", "Unsupported", "picture_transforms", "resized", "test_dataset"]
 

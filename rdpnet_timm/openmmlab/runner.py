@@ -13,16 +13,8 @@ from torch import nn
 
 from ..allocator import keep_freed_memory, peak_memory
 from ..measure.machine import memory
-from .data_check import (
-    Findings,
-    check_data,
-    class_counts,
-    kind_of,
-    known_classes,
-    leaf_datasets,
-    missing_data,
-    named_classes,
-)
+from .config_reading import class_counts, kind_of, known_classes, leaf_datasets, missing_data, named_classes
+from .data_check import Findings, check_data
 
 __all__ = ["DataCheckingRunner"]
 
