@@ -285,7 +285,7 @@ def _chosen(formats: Sequence[str], int8: bool, dynamic_batch: bool) -> Dict[str
 
 
 def file_names(name: str, formats: Iterable[Format], int8: bool) -> List[str]:
-    """Of all files but the JSONs that a network called ``name`` is exported to.
+    """The files, but for the JSONs, that a network called ``name`` is exported to.
 
     Raises:
         ValueError: there is a folder in the name.

@@ -317,7 +317,7 @@ def _require_images(recipe: Recipe, training: Images, test: Images) -> None:
 
 
 def _require_size(run: Run, model: nn.Module, height: int, width: int) -> None:
-    """Raise a ValueError where the model takes images of another size alone, or of one size and the recipe has two."""
+    """Raise a ValueError where the model takes images of another size alone, or the recipe cannot shrink these."""
     recipe, has_one_size = run.recipe, model.pretrained_cfg.get("fixed_input_size")
     if has_one_size and (height, width) != run.image_size:
         raise ValueError(
